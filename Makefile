@@ -1,0 +1,51 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEVICE ?= cpu
+RESULTS ?= results
+REPORT ?= report
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test check bench bench-accuracy bench-memory bench-time report clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
+
+# The stamp is the last thing that an installation writes: a broken one is made again from the start.
+$(STAMP): pyproject.toml constraints.txt
+	rm -f $(STAMP)
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=/path/to/it" * (sys.version_info < (3, 11)))'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -c constraints.txt torch
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+setup: $(STAMP) ## make or refresh the environment in .venv
+
+test: $(STAMP) ## run the tests
+	$(BIN)/python -m pytest -n 2
+
+check: $(STAMP) ## lint, format and type checks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: $(STAMP) ## the quick sweep and its report
+	$(BIN)/amaml-bench run smoke --device $(DEVICE) --out $(RESULTS)/smoke
+	$(BIN)/amaml-report build $(RESULTS)/smoke --out $(REPORT)
+
+bench-accuracy: $(STAMP) ## gradient accuracy on closed forms and CosMixture
+	$(BIN)/amaml-bench run accuracy --device $(DEVICE) --out $(RESULTS)/accuracy
+
+bench-memory: $(STAMP) ## peak memory against trajectory length
+	$(BIN)/amaml-bench run memory --device $(DEVICE) --out $(RESULTS)/memory
+
+bench-time: $(STAMP) ## seconds per outer update against trajectory length
+	$(BIN)/amaml-bench run time --device $(DEVICE) --out $(RESULTS)/time
+
+report: $(STAMP) ## one report of all results in $(RESULTS), else of the committed ones
+	$(BIN)/amaml-report build $(if $(wildcard $(RESULTS)/*/records.jsonl),$(RESULTS),reports/results) --out $(REPORT)
+
+clean: ## remove what the targets made, results excepted
+	rm -rf $(VENV) $(REPORT) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,49 @@
+"""Meta-gradient methods: MAML, its approximations, and adjoint solves of the inner training's ODE.
+
+Example:
+    >>> import torch, amaml_core as am
+    >>> problem = am.MetaProblem(torch.nn.Linear(2, 1), torch.nn.functional.mse_loss)
+    >>> theta = problem.initial_parameters(seed=0)
+    >>> x, y = torch.randn(4, 10, 2), torch.randn(4, 10, 1)
+    >>> tasks = am.TaskBatch(x, y, x, y)
+    >>> out = am.create_method("amaml", inner_steps=200, inner_lr=0.01).meta_gradient(problem, theta, tasks)
+    >>> out.grad.shape, out.status[0]
+    (torch.Size([3]), 'ok')
+"""
+
+from amaml_core.adjoint import BACKWARDS, adjoint_gradient, autodiff_gradient
+from amaml_core.errors import InputError
+from amaml_core.linear_solve import LinearSolution, conjugate_gradient
+from amaml_core.methods import METHODS, create_method
+from amaml_core.methods.base import Adaptation, MetaGradient, MetaGradientMethod, Status, Target
+from amaml_core.ode import SOLVERS, SolverFailedError, Trajectory, solve
+from amaml_core.problem import InnerProblem, Linearization, MetaProblem
+from amaml_core.stopping import GradientNorm, QueryLoss, Stopping
+from amaml_core.tasks import TaskBatch
+
+__all__ = [
+    "BACKWARDS",
+    "METHODS",
+    "SOLVERS",
+    "Adaptation",
+    "GradientNorm",
+    "InnerProblem",
+    "InputError",
+    "LinearSolution",
+    "Linearization",
+    "MetaGradient",
+    "MetaGradientMethod",
+    "MetaProblem",
+    "QueryLoss",
+    "SolverFailedError",
+    "Status",
+    "Stopping",
+    "Target",
+    "TaskBatch",
+    "Trajectory",
+    "adjoint_gradient",
+    "autodiff_gradient",
+    "conjugate_gradient",
+    "create_method",
+    "solve",
+]

@@ -1,0 +1,130 @@
+"""A-MAML: the inner training as an ODE, its meta-gradient by the adjoint ODE."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from amaml_core.adjoint import BACKWARD, AdjointSolution, backsolve, check_backward, tracked
+from amaml_core.errors import InputError
+from amaml_core.methods.base import OK, MetaGradientMethod, Outcome, Status, Target, positive_number
+from amaml_core.ode import NumStates, Trajectory, check_solver, solve
+from amaml_core.problem import InnerProblem
+from amaml_core.stopping import Stopping
+
+
+@dataclass(frozen=True, kw_only=True)
+class AMAML(MetaGradientMethod):
+    """dJ/dθ = λ(0), with du/dt = −∇L_tr(u) forward and dλ/dt = ∇²L_tr(u) λ backward (Li et al. 2023, eq. 3, 7, 8).
+
+    λ(T) = ∇L_val(u(T)). With ``prox`` μ the inner objective gains μ/2‖u−θ‖², λ obeys dλ/dt = (∇²L_tr + μI) λ and
+    the gradient is λ(0) + ∫μλ dt. Euler both ways is the exact gradient of ``num_states`` gradient steps.
+
+    Attributes:
+        forward: "dopri5", any other torchdiffeq solver, or "euler", "heun", "rk4" on ``num_states`` equal steps.
+        backward: "modified_euler", "euler", "rk4" along the tracked states; "backsolve" tracks none.
+        num_states: K equal intervals of each task's [0, T_b]; "accepted": the forward solver's own steps, so that
+            ``rtol`` governs both; None: ``inner_steps``.
+        rtol: of an adaptive forward solver.
+        atol: likewise.
+        prox: μ.
+        stopping: None, ``GradientNorm(tol)`` or ``QueryLoss(patience)``, acting on the tracked points.
+    """
+
+    forward: str = "dopri5"
+    backward: str = "modified_euler"
+    num_states: NumStates | None = None
+    rtol: float = 1e-5
+    atol: float = 1e-7
+    prox: float = 0.0
+    stopping: Stopping | None = None
+
+    name = "amaml"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_solver(self.forward, self._states, self.rtol, self.atol)
+        check_backward(self.backward)
+        positive_number("prox", self.prox, or_zero=True)
+        if self.stopping is not None and not callable(getattr(self.stopping, "index", None)):
+            raise InputError(f"stopping={self.stopping!r} is not a stopping rule; use GradientNorm, QueryLoss or None.")
+
+    @property
+    def target(self) -> Target:
+        """Flow; unrolled where euler both ways makes it the gradient of discrete steps."""
+        return "unrolled" if self.forward == self.backward == "euler" else "flow"
+
+    @property
+    def inner_prox(self) -> float:
+        """μ."""
+        return self.prox
+
+    @property
+    def _states(self) -> NumStates:
+        return self.inner_steps if self.num_states is None else self.num_states
+
+    def _solve(self, inner: InnerProblem, horizon: Tensor, keep: bool) -> tuple[Trajectory, Tensor]:
+        path = solve(
+            lambda t, u: -inner.gradient(u),
+            inner.start(),
+            horizon,
+            solver=self.forward,
+            num_states=self._states,
+            rtol=self.rtol,
+            atol=self.atol,
+            keep=keep or self.stopping is not None,
+        )
+        inner.stats.update(forward_steps=path.steps, rejected_steps=path.rejected)
+        if self.stopping is not None:
+            path = path.stopped_at(self.stopping.index(inner, path))
+            horizon = path.times[-1].to(horizon.dtype)
+        return path, horizon
+
+    def _adapt(self, inner: InnerProblem, horizon: Tensor) -> Outcome:
+        path, horizon = self._solve(inner, horizon, keep=False)
+        return Outcome(path.states[-1], horizon)
+
+    def _differentiate(self, inner: InnerProblem, horizon: Tensor) -> Outcome:
+        def linearize(t: Tensor, u: Tensor):
+            point = inner.linearize(u)
+            return -point.gradient, lambda v: -point.hvp(v)
+
+        path, horizon = self._solve(inner, horizon, keep=self.backward != "backsolve")
+        end = path.states[-1]
+        loss, terminal = inner.query_gradient(end)
+        horizon_grad = None
+        if self.target == "flow":
+            horizon_grad = -(terminal * inner.gradient(end)).sum(-1)
+        if self.backward == "backsolve":
+            solution = backsolve(
+                linearize,
+                end,
+                horizon,
+                terminal,
+                solver=self.forward,
+                num_states=self._states,
+                rtol=self.rtol,
+                atol=self.atol,
+                integrate=self.prox > 0,
+            )
+            inner.stats["states_stored"] += 1
+        else:
+            scheme = BACKWARD[self.backward]
+            solution = tracked(linearize, path, terminal, scheme, integrate=self.prox > 0)
+            inner.stats["states_stored"] += len(path.states)
+        grads = solution.adjoint if solution.integral is None else solution.adjoint + self.prox * solution.integral
+        done = Outcome(end, horizon, loss, grads, horizon_grad)
+        return replace(done, status=self._status(inner.start(), solution))
+
+    def _status(self, start: Tensor, solution: AdjointSolution) -> list[Status]:
+        if solution.start is not None:
+            distance = (solution.start - start).norm(dim=-1)
+            bad = ~(distance <= 1e-2 * (1 + start.norm(dim=-1)))  # NaN is bad too
+            remedy = "The back-solve missed the start of the trajectory; track the states (any other backward=)."
+        elif self.target == "flow" and solution.stiffness is not None:
+            bad = ~(solution.stiffness <= BACKWARD[self.backward].stability)
+            remedy = f"The backward {self.backward} steps are unstable for this curvature; raise num_states."
+        else:
+            return [OK] * len(start)
+        return [Status("diverged", remedy) if wrong else OK for wrong in bad.tolist()]

@@ -1,0 +1,269 @@
+"""What every meta-gradient method is: options in, a gradient with its evidence out."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from amaml_core.errors import InputError
+from amaml_core.ode import SolverFailedError
+from amaml_core.problem import InnerProblem, MetaProblem
+from amaml_core.tasks import TaskBatch
+
+Target = Literal["unrolled", "flow", "stationary", "surrogate"]
+"""What a method estimates: the gradient of K discrete steps, of the ODE at T, of the inner optimum, or a stand-in."""
+
+PEAKS = frozenset({"states_stored"})  # the statistics of which chunks of tasks report the largest, not the sum
+
+
+class Status(str):
+    """How a task ended, "ok", "diverged" or "not_converged", with its remedy in words."""
+
+    remedy: str
+
+    def __new__(cls, code: Literal["ok", "diverged", "not_converged"], remedy: str = "") -> Status:
+        """A status of this code."""
+        self = super().__new__(cls, code)
+        self.remedy = remedy
+        return self
+
+
+OK = Status("ok")
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """Tasks after adaptation.
+
+    Attributes:
+        adapted: u_b(T_b), ``[B, d]``.
+        query_loss: L_val(u_b(T_b)), ``[B]``.
+        horizon: T_b as used, early stopping included, ``[B]``.
+        status: one a task; a task that failed stays in its place with the values that it reached.
+        stats: plain integers, summed over chunks: ``grad_evals``, ``hvp_evals``, ``forward_steps``, …
+    """
+
+    adapted: Float[Tensor, "tasks params"]
+    query_loss: Float[Tensor, " tasks"]
+    horizon: Float[Tensor, " tasks"]
+    status: tuple[Status, ...]
+    stats: dict[str, int]
+
+
+@dataclass(frozen=True)
+class MetaGradient(Adaptation):
+    """A meta-gradient and what it rests on.
+
+    Attributes:
+        task_grads: dJ_b/dθ, ``[B, d]``.
+        grads: the mean over tasks for each meta-parameter. A task that diverged makes it NaN or large, never absent.
+        horizon_grad: dJ_b/dT_b, ``[B]``, for the methods whose target is the flow.
+    """
+
+    task_grads: Float[Tensor, "tasks params"]
+    grads: dict[str, Tensor]
+    horizon_grad: Float[Tensor, " tasks"] | None = None
+
+    @property
+    def grad(self) -> Float[Tensor, " params"]:
+        """dJ/dθ, ``[d]``, the mean over tasks."""
+        return self.grads["theta"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a method's own code hands back for one chunk of tasks.
+
+    Attributes:
+        u: the adapted parameters, ``[B, d]``.
+        horizon: T_b as used, ``[B]``.
+        query_loss: ``[B]``; worked out from u where it is None.
+        task_grads: ``[B, d]``; None after mere adaptation.
+        horizon_grad: ``[B]``, or None where it means nothing.
+        status: one a task, or None where there is nothing to tell; values that are not finite are noticed anyway.
+    """
+
+    u: Tensor
+    horizon: Tensor
+    query_loss: Tensor | None = None
+    task_grads: Tensor | None = None
+    horizon_grad: Tensor | None = None
+    status: Sequence[Status] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaGradientMethod(ABC):
+    """A meta-gradient method: a frozen value that holds options only.
+
+    Attributes:
+        inner_steps: K, the number of gradient steps (or what stands for them).
+        inner_lr: α; the horizon of the inner training is T = K·α.
+    """
+
+    inner_steps: int
+    inner_lr: float
+
+    name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        positive_integer("inner_steps", self.inner_steps)
+        positive_number("inner_lr", self.inner_lr)
+
+    @property
+    @abstractmethod
+    def target(self) -> Target:
+        """What this method with these options estimates."""
+
+    @abstractmethod
+    def _differentiate(self, inner: InnerProblem, horizon: Float[Tensor, " tasks"]) -> Outcome:
+        """Train and differentiate."""
+
+    def _adapt(self, inner: InnerProblem, horizon: Float[Tensor, " tasks"]) -> Outcome:
+        """Train from θ to T_b: K gradient steps, unless a method trains otherwise."""
+        return Outcome(gradient_descent(inner, horizon, self.inner_steps), horizon)
+
+    @property
+    def inner_prox(self) -> float:
+        """μ of the proximal term μ/2‖u−θ‖² in the inner objective."""
+        return 0.0
+
+    @property
+    def horizon(self) -> float:
+        """T = K·α."""
+        return self.inner_steps * self.inner_lr
+
+    def initial_meta_parameters(self, problem: MetaProblem, seed: int | None = 0) -> dict[str, Tensor]:
+        """The meta-parameters to start from; ``{"theta": [d]}`` unless a method learns more."""
+        return {"theta": problem.initial_parameters(seed)}
+
+    def adapt(self, problem: MetaProblem, meta: Tensor | Mapping[str, Tensor], tasks: TaskBatch) -> Adaptation:
+        """Adapt to each task, without a meta-gradient. Arguments and errors as for ``meta_gradient``."""
+        done, stats = self._over_chunks(problem, meta, tasks, self._adapt)
+        assert done.query_loss is not None
+        assert done.status is not None
+        return Adaptation(done.u, done.query_loss, done.horizon, tuple(done.status), stats)
+
+    def meta_gradient(
+        self, problem: MetaProblem, meta: Tensor | Mapping[str, Tensor], tasks: TaskBatch
+    ) -> MetaGradient:
+        """The meta-gradient (1/B) Σ_b dJ_b/dθ with J_b = L_val(u_b(T_b)).
+
+        Args:
+            problem: model and losses.
+            meta: θ ``[d]``, or the dict of meta-parameters.
+            tasks: B tasks; ``tasks.horizon`` overrides T.
+
+        Raises:
+            InputError: θ, tasks and problem do not fit each other.
+        """
+        done, stats = self._over_chunks(problem, meta, tasks, self._differentiate)
+        assert done.query_loss is not None
+        assert done.status is not None
+        assert done.task_grads is not None
+        grads = {"theta": done.task_grads.mean(0)}
+        return MetaGradient(
+            done.u, done.query_loss, done.horizon, tuple(done.status), stats, done.task_grads, grads, done.horizon_grad
+        )
+
+    def _over_chunks(
+        self, problem: MetaProblem, meta: Tensor | Mapping[str, Tensor], tasks: TaskBatch, run: Run
+    ) -> tuple[Outcome, dict[str, int]]:
+        if isinstance(meta, Mapping) and set(meta) != {"theta"}:
+            raise InputError(f"{self.name} learns only theta; the meta-parameters hold {', '.join(meta) or 'nothing'}.")
+        theta = meta["theta"] if isinstance(meta, Mapping) else meta
+        problem.check_theta(theta)
+        if tasks.horizon is not None and tasks.horizon.dtype != theta.dtype:
+            raise InputError(
+                f"TaskBatch.horizon is {tasks.horizon.dtype} and theta {theta.dtype}; convert one of them."
+            )
+        stats: Counter[str] = Counter()
+        parts: list[Outcome] = []
+        for chunk in tasks.chunks(problem.chunk_size):
+            parts += self._attempt(problem, theta, chunk, run, stats)
+        joined = parts[0] if len(parts) == 1 else Outcome(*map(_join, zip(*map(_fields, parts), strict=True)))
+        return joined, dict(stats)
+
+    def _attempt(
+        self, problem: MetaProblem, theta: Tensor, tasks: TaskBatch, run: Run, stats: Counter[str]
+    ) -> list[Outcome]:
+        inner = problem.bind(theta, tasks, self.inner_prox)
+        horizon = theta.new_full((len(tasks),), self.horizon) if tasks.horizon is None else tasks.horizon
+        try:
+            done = run(inner, horizon)
+        except SolverFailedError as error:
+            if len(tasks) > 1:  # one failing task must not take its neighbours along
+                return [o for one in tasks.chunks(1) for o in self._attempt(problem, theta, one, run, stats)]
+            nan = torch.full_like(inner.start(), math.nan)
+            told = Status("diverged", f"The solver gave up ({error}); shorten the horizon or check the loss.")
+            done = Outcome(nan, horizon, nan[:, 0], nan, nan[:, 0], [told])
+        finally:
+            for key, value in inner.stats.items():
+                stats[key] = max(stats[key], value) if key in PEAKS else stats[key] + value
+        if done.query_loss is None:
+            with torch.no_grad():
+                done = replace(done, query_loss=inner.query_loss(done.u))
+        return [replace(done, status=_with_divergence(done))]
+
+
+Run = Callable[[InnerProblem, Tensor], Outcome]
+
+
+def _fields(outcome: Outcome) -> tuple[Any, ...]:
+    return tuple(getattr(outcome, field.name) for field in fields(outcome))
+
+
+def _join(values: tuple[Any, ...]) -> Any:
+    if isinstance(values[0], Tensor):
+        return torch.cat(values)
+    return None if values[0] is None else [one for several in values for one in several]
+
+
+def _with_divergence(done: Outcome) -> list[Status]:
+    finite = torch.ones_like(done.horizon, dtype=torch.bool)
+    for value in (done.u, done.query_loss, done.task_grads):
+        if value is not None:
+            finite &= torch.isfinite(value).flatten(1).all(1) if value.ndim > 1 else torch.isfinite(value)
+    remedy = "The numbers left the finite range; lower inner_lr, or take more steps or states over the same horizon."
+    return [
+        told if fine or told == "diverged" else Status("diverged", remedy)
+        for told, fine in zip(done.status or [OK] * len(finite), finite.tolist(), strict=True)
+    ]
+
+
+def gradient_descent(
+    inner: InnerProblem, horizon: Float[Tensor, " tasks"], steps: int
+) -> Float[Tensor, "tasks params"]:
+    """K steps u ← u − (T_b/K) ∇L_tr(u) from θ, ``[B, d]``; no graph, no state kept."""
+    u, step = inner.start(), (horizon / steps).unsqueeze(-1)
+    for _ in range(steps):
+        u = u - step * inner.gradient(u)
+    inner.stats["forward_steps"] += steps
+    return u
+
+
+def positive_integer(name: str, value: object) -> None:
+    """Refuse anything but a positive integer.
+
+    Raises:
+        InputError: naming the option.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{name}={value!r} is not a positive integer.")
+
+
+def positive_number(name: str, value: object, *, or_zero: bool = False) -> None:
+    """Refuse anything but a finite positive number (or zero, where that means something).
+
+    Raises:
+        InputError: naming the option.
+    """
+    if not isinstance(value, int | float) or not math.isfinite(value) or value < 0 or (value == 0 and not or_zero):
+        raise InputError(f"{name}={value!r} is not a {'non-negative' if or_zero else 'positive'} finite number.")

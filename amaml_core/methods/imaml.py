@@ -1,0 +1,155 @@
+"""iMAML: the implicit gradient at the optimum of a proximally regularised inner problem."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from amaml_core.errors import InputError
+from amaml_core.linear_solve import LinearSolution, conjugate_gradient
+from amaml_core.methods.base import (
+    OK,
+    MetaGradientMethod,
+    Outcome,
+    Status,
+    Target,
+    gradient_descent,
+    positive_integer,
+    positive_number,
+)
+from amaml_core.problem import InnerProblem
+
+Variant = Literal["paper-gd", "paper-hf", "official"]
+
+# the constants of the code that the authors of iMAML published
+OFFICIAL_DAMPING = 1.0
+OFFICIAL_LAM_DAMPING = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class IMAML(MetaGradientMethod):
+    """x with (I + ∇²L_tr(u)/λ) x = ∇L_val(u) at u = argmin L_tr + λ/2‖u−θ‖² (Rajeswaran et al. 2019, eq. 6).
+
+    Attributes:
+        variant: how u is found: "paper-gd" by K gradient steps on the regularised loss; "paper-hf" by Newton-CG with
+            Armijo backtracking, where ``inner_steps`` and ``inner_lr`` mean nothing; "official" as the published
+            code does: K steps on the plain loss, one step u ← u − αλ(u−θ), and the damped system
+            (2I + ∇²L_tr/(λ+10)) x = ∇L_val.
+        lam: λ.
+        cg_steps: conjugate-gradient iterations, for the meta-gradient and for a Newton direction.
+        newton_steps: Newton iterations of "paper-hf".
+        cg_tol: relative residual below which the meta-gradient's system counts as solved.
+        inner_tol: ‖∇‖ ≤ inner_tol · (1 + ‖∇ at θ‖) of the regularised loss counts as its optimum.
+    """
+
+    variant: Variant = "paper-gd"
+    lam: float = 1.0
+    cg_steps: int = 5
+    newton_steps: int = 10
+    cg_tol: float = 1e-3
+    inner_tol: float = 1e-3
+
+    name = "imaml"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.variant not in get_args(Variant):
+            raise InputError(f"variant={self.variant!r} is unknown; choose one of {', '.join(get_args(Variant))}.")
+        positive_integer("cg_steps", self.cg_steps)
+        positive_integer("newton_steps", self.newton_steps)
+        for name in ("lam", "cg_tol", "inner_tol"):
+            positive_number(name, getattr(self, name))
+
+    @property
+    def target(self) -> Target:
+        """Stationary; the official variant, which solves another system at another point, is a surrogate."""
+        return "surrogate" if self.variant == "official" else "stationary"
+
+    @property
+    def inner_prox(self) -> float:
+        """λ where the regularised loss is what is minimised."""
+        return 0.0 if self.variant == "official" else self.lam
+
+    def _adapt(self, inner: InnerProblem, horizon: Tensor) -> Outcome:
+        if self.variant == "paper-hf":
+            if inner.tasks.horizon is not None:
+                raise InputError("imaml paper-hf trains to the optimum and has no horizon; drop TaskBatch.horizon.")
+            u = newton_cg(inner, steps=self.newton_steps, cg_steps=self.cg_steps, tol=self.inner_tol)
+            return Outcome(u, horizon)
+        u = gradient_descent(inner, horizon, self.inner_steps)
+        if self.variant == "official":
+            u = u - (horizon / self.inner_steps).unsqueeze(-1) * self.lam * (u - inner.theta)
+        return Outcome(u, horizon)
+
+    def _differentiate(self, inner: InnerProblem, horizon: Tensor) -> Outcome:
+        u = self._adapt(inner, horizon).u
+        loss, right_side = inner.query_gradient(u)
+        point = inner.linearize(u)
+        matvec: Callable[[Tensor], Tensor]
+        if self.variant == "official":
+            matvec = lambda v: (1 + OFFICIAL_DAMPING) * v + point.hvp(v) / (self.lam + OFFICIAL_LAM_DAMPING)  # noqa: E731
+        else:
+            matvec = lambda v: point.hvp(v) / self.lam  # noqa: E731  # hvp holds λI already: I + H/λ
+        solution = conjugate_gradient(matvec, right_side, steps=self.cg_steps, tol=self.cg_tol)
+        return Outcome(u, horizon, loss, solution.x, status=self._status(inner, point.gradient, solution))
+
+    def _status(self, inner: InnerProblem, gradient: Tensor, solution: LinearSolution) -> list[Status]:
+        unsolved = solution.residual > self.cg_tol
+        moving = torch.zeros_like(unsolved)
+        if self.target == "stationary":
+            moving = gradient.norm(dim=-1) > self.inner_tol * (1 + inner.gradient(inner.start()).norm(dim=-1))
+        more = "newton_steps" if self.variant == "paper-hf" else "inner_steps"
+        told = []
+        for negative, away, short, residual in zip(
+            solution.negative_curvature.tolist(),
+            moving.tolist(),
+            unsolved.tolist(),
+            solution.residual.tolist(),
+            strict=True,
+        ):
+            if negative:
+                told.append(Status("not_converged", "CG met negative curvature; raise lam."))
+            elif away:
+                told.append(Status("not_converged", f"The inner problem is short of its optimum; raise {more}."))
+            elif short:
+                told.append(Status("not_converged", f"CG stopped at relative residual {residual:.1e}; raise cg_steps."))
+            else:
+                told.append(OK)
+        return told
+
+
+def newton_cg(inner: InnerProblem, *, steps: int, cg_steps: int, tol: float) -> Tensor:
+    """Minimise the inner objective from θ by truncated Newton steps with Armijo backtracking, task by task.
+
+    A task is done when ‖∇‖ ≤ tol · (1 + ‖∇ at θ‖). Negative curvature cuts the direction short (Nocedal and Wright
+    2006, alg. 7.1), so that it stays one of descent.
+
+    Returns:
+        u, ``[B, d]``.
+    """
+    u, first = inner.start(), None
+    for _ in range(steps):
+        point = inner.linearize(u)
+        size = point.gradient.norm(dim=-1)
+        first = size if first is None else first
+        active = size > tol * (1 + first)
+        if not bool(active.any()):
+            break
+        direction = conjugate_gradient(point.hvp, -point.gradient, steps=cg_steps).x
+        slope = (direction * point.gradient).sum(-1)
+        with torch.no_grad():
+            loss = inner.loss(u)
+            step = active.to(u.dtype)
+            for _ in range(30):  # 30 halvings leave 1e-9: a task that finds no descent stays where it is
+                trial = u + step.unsqueeze(-1) * direction
+                too_long = ~(inner.loss(trial) <= loss + 1e-4 * step * slope)
+                if not bool(too_long.any()):
+                    break
+                step = torch.where(too_long, 0.5 * step, step)
+            u = u + step.unsqueeze(-1) * direction
+        inner.stats["forward_steps"] += 1
+    return u

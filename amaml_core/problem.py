@@ -1,0 +1,290 @@
+"""A model and its losses, seen as batched functions of flat parameters. The only place that touches torch.func."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+
+from amaml_core.errors import InputError
+from amaml_core.tasks import TaskBatch
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+Engine = Literal["auto", "eager"]
+
+
+class MetaProblem:
+    """What is meta-learned: an initialisation θ of (some of) a model's parameters, judged by its losses.
+
+    Args:
+        model: any module whose forward takes one input tensor. It is never changed.
+        loss: ``loss(prediction, target) -> scalar`` of one task, used inside and outside.
+        inner_loss: the loss on the support set where it differs from ``loss``.
+        outer_loss: the loss on the query set where it differs from ``loss``.
+        adapt: regular expression; parameters whose full name matches are adapted, the others keep the model's own
+            values. ``None`` adapts all.
+        shared: what happens to the parameters that ``adapt`` leaves out; ``"frozen"``: nothing.
+        engine: ``"eager"``, or ``"auto"``, whose rule at present is: eager everywhere.
+        chunk_size: at most so many tasks are worked on at once, which bounds the memory; ``None``: all of them.
+
+    Raises:
+        InputError: active dropout, running batch statistics, an ``adapt`` that matches nothing, mixed dtypes.
+
+    Example:
+        >>> import torch, amaml_core as am
+        >>> problem = am.MetaProblem(torch.nn.Linear(2, 1), torch.nn.functional.mse_loss)
+        >>> problem.initial_parameters(seed=0).shape
+        torch.Size([3])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss | None = None,
+        *,
+        inner_loss: Loss | None = None,
+        outer_loss: Loss | None = None,
+        adapt: str | None = None,
+        shared: Literal["frozen"] = "frozen",
+        engine: Engine = "auto",
+        chunk_size: int | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise InputError(f"model is a {type(model).__name__}; pass a torch.nn.Module.")
+        inner, outer = inner_loss or loss, outer_loss or loss
+        if inner is None or outer is None:
+            raise InputError("A loss is missing; pass loss=, or both inner_loss= and outer_loss=.")
+        if shared != "frozen":
+            raise InputError(f'shared={shared!r} is not available; use shared="frozen".')
+        if engine not in get_args(Engine):
+            raise InputError(f"engine={engine!r} is not available; choose one of {', '.join(get_args(Engine))}.")
+        if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
+            raise InputError(f"chunk_size={chunk_size!r} is not a positive number of tasks; use 1 or more, or None.")
+        _refuse_stateful(model)
+        self.model, self.inner_loss, self.outer_loss, self.chunk_size = model, inner, outer, chunk_size
+        self.engine: Engine = engine
+        every = dict(model.named_parameters())
+        pattern = re.compile(".*" if adapt is None else adapt)
+        self._shapes = {name: value.shape for name, value in every.items() if pattern.fullmatch(name)}
+        if not self._shapes:
+            raise InputError(f"adapt={adapt!r} matches none of the parameters {', '.join(every)}; correct the pattern.")
+        self._sizes = [shape.numel() for shape in self._shapes.values()]
+        own = {every[name].dtype for name in self._shapes}
+        if len(own) > 1 or not next(iter(own)).is_floating_point:
+            raise InputError(f"The adapted parameters have dtypes {own}; convert the model to one floating dtype.")
+
+    @property
+    def dim(self) -> int:
+        """The number d of adapted parameters."""
+        return sum(self._sizes)
+
+    def initial_parameters(self, seed: int | None = 0) -> Float[Tensor, " params"]:
+        """A start θ, ``[d]``, in ``named_parameters()`` order, row-major, in the model's dtype.
+
+        Args:
+            seed: every module's ``reset_parameters()`` is called on a copy under this seed (parameters of a module
+                that has none keep the model's values); ``None``: the model's own values.
+        """
+        source = self.model
+        if seed is not None:
+            source = copy.deepcopy(source)
+            cuda = sorted({p.get_device() for p in source.parameters() if p.is_cuda})
+            with torch.random.fork_rng(devices=cuda):
+                torch.manual_seed(seed)
+                for module in source.modules():
+                    if callable(reset := getattr(module, "reset_parameters", None)):
+                        reset()
+        return self.flatten(dict(source.named_parameters()))
+
+    def flatten(self, state: Mapping[str, Tensor]) -> Float[Tensor, " params"]:
+        """The adapted entries of a ``state_dict`` as one vector ``[d]``.
+
+        Raises:
+            InputError: an adapted parameter is missing or has another shape.
+        """
+        for name, shape in self._shapes.items():
+            if name not in state or state[name].shape != shape:
+                found = list(state[name].shape) if name in state else "nothing"
+                raise InputError(f"The state has {found} for {name!r}; it needs a tensor of shape {list(shape)}.")
+        return torch.cat([state[name].detach().reshape(-1) for name in self._shapes])
+
+    def unflatten(self, theta: Float[Tensor, " params"]) -> dict[str, Tensor]:
+        """A whole ``state_dict`` of the model with θ in it, ready for ``load_state_dict``."""
+        self.check_theta(theta)
+        parts = self._split(theta.detach())
+        state = self.model.state_dict()
+        first_name = {id(value): name for name, value in reversed(list(self.model.named_parameters()))}
+        for name, value in self.model.named_parameters(remove_duplicate=False):  # a tied weight has several names
+            if (source := first_name[id(value)]) in parts:
+                state[name] = parts[source].clone()
+        return state
+
+    def check_theta(self, theta: Tensor) -> None:
+        """Refuse a θ that does not fit the model.
+
+        Raises:
+            InputError: wrong shape, values that are not finite, or a dtype or device that the frozen part lacks.
+        """
+        if not isinstance(theta, Tensor) or theta.shape != (self.dim,):
+            found = list(theta.shape) if isinstance(theta, Tensor) else type(theta).__name__
+            raise InputError(f"theta is {found}; this problem needs a tensor of shape [{self.dim}].")
+        if not theta.dtype.is_floating_point or not bool(torch.isfinite(theta).all()):
+            raise InputError("theta must hold finite floating-point values.")
+        for name, value in self._frozen().items():
+            if value.device != theta.device or (value.dtype.is_floating_point and value.dtype != theta.dtype):
+                raise InputError(
+                    f"theta is {theta.dtype} on {theta.device} and the model's {name!r} is {value.dtype} on "
+                    f"{value.device}; convert one of them."
+                )
+
+    def bind(self, theta: Float[Tensor, "*b params"], tasks: TaskBatch, prox: float = 0.0) -> InnerProblem:
+        """The losses of these tasks as functions of u alone, ``[B, d]``; evaluations are counted.
+
+        Raises:
+            InputError: the tasks' dtype or device is not θ's.
+        """
+        for name in ("support_x", "support_y", "query_x", "query_y"):
+            value: Tensor = getattr(tasks, name)
+            if value.device != theta.device:
+                raise InputError(f"{name} is on {value.device} and theta on {theta.device}; move one of them.")
+            if value.dtype.is_floating_point and value.dtype != theta.dtype:
+                raise InputError(f"{name} is {value.dtype} and theta {theta.dtype}; convert one of them.")
+        return InnerProblem(self, theta.detach(), tasks, prox)
+
+    def predict(self, u: Float[Tensor, "tasks params"], x: Tensor) -> Tensor:
+        """The model's outputs ``[B, n, ...]`` for inputs ``[B, n, ...]``, each task with its own parameters."""
+        return self._vmapped(lambda one, inputs: self._call(one, inputs), u, x)
+
+    def losses(self, loss: Loss, u: Float[Tensor, "tasks params"], x: Tensor, y: Tensor) -> Float[Tensor, " tasks"]:
+        """``[B]``: each task's loss at its own parameters.
+
+        Raises:
+            InputError: the loss is not a scalar, or the model draws random numbers.
+        """
+
+        def one_task(one: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+            value = loss(self._call(one, inputs), targets)
+            if not isinstance(value, Tensor) or value.ndim:
+                found = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                raise InputError(f'The loss returned {found}; it must return a scalar (reduction="mean").')
+            return value
+
+        return self._vmapped(one_task, u, x, y)
+
+    @staticmethod
+    def _vmapped(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
+        try:
+            return vmap(function)(*arguments)
+        except RuntimeError as error:
+            if "random" not in str(error):
+                raise
+            raise InputError("The model draws random numbers in its forward pass; switch dropout off.") from error
+
+    def _call(self, u: Tensor, x: Tensor) -> Tensor:
+        return functional_call(self.model, {**self._frozen(), **self._split(u)}, (x,))
+
+    def _split(self, u: Tensor) -> dict[str, Tensor]:
+        parts = u.split(self._sizes)
+        return {name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
+
+    def _frozen(self) -> dict[str, Tensor]:
+        every = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        return {name: value.detach() for name, value in every.items() if name not in self._shapes}
+
+
+@dataclass(frozen=True)
+class Linearization:
+    """The inner gradient at a point and its derivative there, which any number of products may share.
+
+    Attributes:
+        gradient: ∇L_tr(u) + μ(u−θ), ``[B, d]``.
+        hvp: v ``[B, d]`` -> (∇²L_tr(u) + μI) v, ``[B, d]``.
+    """
+
+    gradient: Float[Tensor, "tasks params"]
+    hvp: Callable[[Tensor], Tensor]
+
+
+class InnerProblem:
+    """One batch of tasks: the inner objective L_tr(u) + μ/2‖u−θ‖² and the query loss, with counted evaluations.
+
+    ``stats`` counts calls that serve the whole batch at once: ``grad_evals``, ``hvp_evals`` and ``linearizations``
+    (a gradient whose graph is kept for Hessian-vector products; not counted among ``grad_evals``).
+    """
+
+    def __init__(self, problem: MetaProblem, theta: Tensor, tasks: TaskBatch, prox: float) -> None:
+        self.problem, self.theta, self.tasks, self.prox = problem, theta, tasks, prox
+        self.stats: Counter[str] = Counter(grad_evals=0, hvp_evals=0)
+
+    def start(self) -> Float[Tensor, "tasks params"]:
+        """u(0) = θ for every task, ``[B, d]`` (a view, not to be written to)."""
+        return self.theta.expand(len(self.tasks), -1)
+
+    def loss(self, u: Float[Tensor, "tasks params"]) -> Float[Tensor, " tasks"]:
+        """The inner objective, ``[B]``."""
+        value = self.problem.losses(self.problem.inner_loss, u, self.tasks.support_x, self.tasks.support_y)
+        return value + 0.5 * self.prox * (u - self.theta).square().sum(-1) if self.prox else value
+
+    def gradient(
+        self, u: Float[Tensor, "tasks params"], *, create_graph: bool = False
+    ) -> Float[Tensor, "tasks params"]:
+        """The inner objective's gradient, ``[B, d]``; differentiable in u where ``create_graph`` is set."""
+        self.stats["grad_evals"] += 1
+        return self._gradient(u if create_graph else u.detach().requires_grad_(), create_graph)
+
+    def linearize(self, u: Float[Tensor, "tasks params"]) -> Linearization:
+        """The gradient at u and its products with vectors, from one shared graph (reverse over reverse)."""
+        self.stats["linearizations"] += 1
+        u = u.detach().requires_grad_()
+        gradient = self._gradient(u, create_graph=True)
+
+        def hvp(v: Tensor) -> Tensor:
+            self.stats["hvp_evals"] += 1
+            # a linear model with a linear loss has no second derivative at all: its product is zero
+            if not gradient.requires_grad:
+                return torch.zeros_like(v)
+            return torch.autograd.grad(gradient, u, v, retain_graph=True, materialize_grads=True)[0]
+
+        return Linearization(gradient.detach(), hvp)
+
+    def query_loss(self, u: Float[Tensor, "tasks params"]) -> Float[Tensor, " tasks"]:
+        """L_val, ``[B]``."""
+        return self.problem.losses(self.problem.outer_loss, u, self.tasks.query_x, self.tasks.query_y)
+
+    def query_gradient(
+        self, u: Float[Tensor, "tasks params"]
+    ) -> tuple[Float[Tensor, " tasks"], Float[Tensor, "tasks params"]]:
+        """L_val ``[B]`` and ∇L_val ``[B, d]``."""
+        with torch.enable_grad():
+            u = u.detach().requires_grad_()
+            loss = self.query_loss(u)
+            return loss.detach(), torch.autograd.grad(loss.sum(), u)[0]
+
+    def _gradient(self, u: Tensor, create_graph: bool) -> Tensor:
+        with torch.enable_grad():
+            # tasks do not interact, so the gradient of the sum holds each task's own gradient
+            total = self.loss(u).sum()
+            return torch.autograd.grad(total, u, create_graph=create_graph)[0]
+
+
+def _refuse_stateful(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        kind = f"{type(module).__name__} {name!r}" if name else type(module).__name__
+        if isinstance(module, _NormBase) and module.track_running_stats and module.training:
+            raise InputError(
+                f"{kind} keeps running statistics, which adaptation would change in silence; "
+                "build it with track_running_stats=False (or put it in eval mode to hold them constant)."
+            )
+        rate = module.p if isinstance(module, _DropoutNd) else getattr(module, "dropout", 0.0)
+        if module.training and isinstance(rate, int | float) and rate > 0:
+            raise InputError(f"{kind} has active dropout {rate:g}; set it to 0 or call model.eval().")

@@ -1,0 +1,72 @@
+"""Early stopping of the inner training, task by task, at tracked points (Li et al. 2023, sec. 3.1).
+
+A rule picks the index of the point that a task stops at; the meta-gradient holds that T_b fixed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from amaml_core.errors import InputError
+from amaml_core.ode import Trajectory
+from amaml_core.problem import InnerProblem
+
+
+class Stopping(Protocol):
+    """A rule for when to stop."""
+
+    def index(self, inner: InnerProblem, trajectory: Trajectory) -> Int[Tensor, " tasks"]:
+        """For each task the tracked point to stop at, 1 … K (0 would be no training at all)."""
+        ...
+
+
+@dataclass(frozen=True)
+class GradientNorm:
+    """Stop at the first tracked point where ‖∇L_tr(u)‖₂ ≤ ``tol``; at T where there is none."""
+
+    tol: float
+
+    def __post_init__(self) -> None:
+        if not self.tol > 0:
+            raise InputError(f"GradientNorm(tol={self.tol!r}) needs a positive tolerance.")
+
+    def index(self, inner: InnerProblem, trajectory: Trajectory) -> Int[Tensor, " tasks"]:
+        """See ``Stopping.index``."""
+        last = len(trajectory.states) - 1
+        chosen = torch.full((len(inner.tasks),), last, device=trajectory.times.device)
+        for j in range(1, last):
+            small = inner.gradient(trajectory.states[j]).norm(dim=-1) <= self.tol
+            chosen = torch.where(small & (chosen == last), j, chosen)
+            if bool((chosen < last).all()):
+                break
+        return chosen
+
+
+@dataclass(frozen=True)
+class QueryLoss:
+    """Stop at the lowest query loss before it failed to improve at ``patience`` tracked points in a row."""
+
+    patience: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.patience, int) or self.patience < 1:
+            raise InputError(f"QueryLoss(patience={self.patience!r}) needs a positive number of tracked points.")
+
+    def index(self, inner: InnerProblem, trajectory: Trajectory) -> Int[Tensor, " tasks"]:
+        """See ``Stopping.index``."""
+        chosen = torch.ones(len(inner.tasks), dtype=torch.long, device=trajectory.times.device)
+        with torch.no_grad():
+            best = inner.query_loss(trajectory.states[1])
+            for j in range(2, len(trajectory.states)):
+                waiting = j - chosen <= self.patience
+                if not bool(waiting.any()):
+                    break
+                loss = inner.query_loss(trajectory.states[j])
+                better = waiting & (loss < best)
+                chosen, best = torch.where(better, j, chosen), torch.where(better, loss, best)
+        return chosen

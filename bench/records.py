@@ -1,0 +1,222 @@
+"""Cells, records and the append-only store: what was asked, what came out, where it is kept.
+
+A cell is one question (problem, method, options, probe); a record is one answer to it, one JSON line in
+``records.jsonl``. This module imports no torch, so that reports can read a store anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+SCHEMA_VERSION = 1
+RECORDS_FILE = "records.jsonl"
+
+Status = Literal["ok", "skipped", "diverged", "oom", "timeout", "crashed"]
+FINAL_STATUSES = frozenset({"ok", "diverged", "oom", "timeout"})  # crashed and skipped are tried again
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a metric means.
+
+    Attributes:
+        unit: of the value; the name carries it too.
+        better: "lower", "higher" or "neither".
+        key: which environment key must agree before two values may be compared.
+        text: one line for people.
+    """
+
+    unit: str
+    better: Literal["lower", "higher", "neither"]
+    key: Literal["counter_key", "timing_key"]
+    text: str
+
+
+METRICS: dict[str, Metric] = {
+    "outer_update_seconds": Metric("s", "lower", "timing_key", "median time of one meta-gradient"),
+    "peak_live_bytes": Metric("B", "lower", "counter_key", "peak tensor bytes above the resting level, eager engine"),
+    "peak_cuda_allocated_bytes": Metric("B", "lower", "counter_key", "peak of torch.cuda.max_memory_allocated"),
+    "peak_rss_bytes": Metric("B", "lower", "timing_key", "peak resident memory of the worker process"),
+    "grad_evals": Metric("1", "lower", "counter_key", "batched gradients of the support loss"),
+    "hvp_evals": Metric("1", "lower", "counter_key", "batched Hessian-vector products of the support loss"),
+    "states_stored": Metric("1", "lower", "counter_key", "parameter vectors a task that are kept for the way back"),
+    "forward_steps": Metric("1", "lower", "counter_key", "accepted steps of the inner solve"),
+    "flops": Metric("1", "lower", "counter_key", "floating-point operations of matrix products and convolutions"),
+    "dispatched_ops": Metric("1", "lower", "counter_key", "operators that reached the dispatcher"),
+    "rel_error_flow": Metric("1", "lower", "counter_key", "relative L2 distance to the gradient of the flow at T"),
+    "rel_error_unrolled": Metric("1", "lower", "counter_key", "relative L2 distance to the gradient of K GD steps"),
+    "rel_error_stationary": Metric("1", "lower", "counter_key", "relative L2 distance to the implicit gradient"),
+    "cosine_flow": Metric("1", "higher", "counter_key", "cosine with the gradient of the flow"),
+    "cosine_unrolled": Metric("1", "higher", "counter_key", "cosine with the gradient of K GD steps"),
+    "not_converged_tasks": Metric("1", "lower", "counter_key", "tasks whose solver stopped short of its tolerance"),
+}
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Cell(_Frozen):
+    """One question. ``options`` is fully resolved and always holds ``inner_steps`` and ``inner_lr``."""
+
+    problem: str
+    problem_options: dict[str, Any] = Field(default_factory=dict)
+    method: str
+    options: dict[str, Any]
+    engine: str = "eager"
+    probe: str
+    replicate: int = 0
+    seed: int = 0
+    device: str = "cpu"
+    dtype: str = "float32"
+
+    @property
+    def cell_id(self) -> str:
+        """The first 16 hex digits of the SHA-256 of the canonical cell (sorted keys, no spaces)."""
+        return hashlib.sha256(canonical_json(self.model_dump()).encode()).hexdigest()[:16]
+
+    @property
+    def label(self) -> str:
+        """A name for people: probe/problem/method and the trajectory length."""
+        options = self.options
+        extra = "".join(f" {k}={options[k]}" for k in ("num_states", "backward", "variant") if k in options)
+        horizon = options["inner_steps"] * options["inner_lr"]
+        return f"{self.probe}/{self.problem}/{self.method} K={options['inner_steps']} T={horizon:g}{extra} {self.dtype}"
+
+
+class Record(_Frozen):
+    """One answer: a line of the store."""
+
+    schema_version: int = SCHEMA_VERSION
+    benchmark_version: str
+    sweep: str
+    cell_id: str
+    cell: Cell
+    status: Status
+    reason: str = ""
+    metrics: dict[str, float | int] = Field(default_factory=dict)
+    samples: dict[str, list[float]] = Field(default_factory=dict)
+    environment: dict[str, Any]
+    started_at: str
+    duration_s: float
+
+    @property
+    def identity(self) -> tuple[str, str, str]:
+        """Rows of the same identity answer the same question; the last one counts."""
+        key = environment_key(self.cell.probe)
+        return self.cell_id, self.benchmark_version, str(self.environment.get(key, ""))
+
+
+def environment_key(probe: str) -> Literal["counter_key", "timing_key"]:
+    """The environment key under which a probe's answers are comparable."""
+    return "timing_key" if probe == "time" else "counter_key"
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with one spelling per value; NaN and infinities are refused with ValueError."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def current(records: Iterable[Record]) -> list[Record]:
+    """The last record of each identity, in the order in which the identities first appeared."""
+    latest: dict[tuple[str, str, str], Record] = {}
+    for record in records:
+        latest[record.identity] = record
+    return list(latest.values())
+
+
+class StoreBusyError(RuntimeError):
+    """Another process writes to this store."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """A directory with one append-only ``records.jsonl``. Only the runner writes, under a lock."""
+
+    directory: Path
+
+    @property
+    def path(self) -> Path:
+        """The file of the records."""
+        return self.directory / RECORDS_FILE
+
+    def read(self) -> tuple[list[Record], list[str]]:
+        """All readable records in order, and one sentence for each line that could not be read."""
+        if not self.path.exists():
+            return [], []
+        records, complaints = [], []
+        for number, line in enumerate(self.path.read_bytes().split(b"\n"), start=1):
+            if not line.strip():
+                continue
+            try:
+                data = json.loads(line)
+                if data.get("schema_version") != SCHEMA_VERSION:
+                    complaints.append(
+                        f"{self.path}:{number}: schema version {data.get('schema_version')} is not {SCHEMA_VERSION}; "
+                        "the line is skipped."
+                    )
+                    continue
+                records.append(Record.model_validate(data))
+            except (ValueError, ValidationError, AttributeError):
+                complaints.append(f"{self.path}:{number}: not a whole record (torn or edited); the line is skipped.")
+        return records, complaints
+
+    @contextmanager
+    def writer(self) -> Iterator[StoreWriter]:
+        """The one writer of this store.
+
+        Raises:
+            StoreBusyError: another process holds the lock. A killed process holds none.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.directory / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise StoreBusyError(
+                f"Another run writes to {self.directory}; wait for it or choose another --out."
+            ) from None
+        try:
+            yield StoreWriter(self.path)
+        finally:
+            lock.release()
+
+
+@dataclass(frozen=True)
+class StoreWriter:
+    """Appends whole, fsynced lines."""
+
+    path: Path
+
+    def append(self, record: Record) -> None:
+        """Write one record as one line and return when it is on the disk.
+
+        A half-written line of a killed run is closed first, so that it cannot swallow this one; a write that fails
+        (a full disk) leaves the file as it was before.
+        """
+        line = canonical_json(record.model_dump()).encode() + b"\n"
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            size = os.lseek(descriptor, 0, os.SEEK_END)
+            if size and os.pread(descriptor, 1, size - 1) != b"\n":
+                line = b"\n" + line
+            try:
+                view = memoryview(line)
+                while view:
+                    view = view[os.write(descriptor, view) :]
+                os.fsync(descriptor)
+            except OSError:
+                os.ftruncate(descriptor, size)
+                raise
+        finally:
+            os.close(descriptor)
