@@ -1,0 +1,5 @@
+"""``python -m bench`` is ``amaml-bench``."""
+
+from bench.cli import main
+
+main()

@@ -1,0 +1,7 @@
+"""One measurement each: ``measure(problem, cell) -> Measurement``."""
+
+from __future__ import annotations
+
+from bench.probes import counts, error, memory, time
+
+PROBES = {"counts": counts.measure, "error": error.measure, "memory": memory.measure, "time": time.measure}

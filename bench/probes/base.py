@@ -1,0 +1,29 @@
+"""What a probe hands to the worker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from amaml_core import Status
+
+
+@dataclass
+class Measurement:
+    """One cell's numbers: status and reason as in a record, metrics by name, raw samples by metric name."""
+
+    status: Literal["ok", "diverged"] = "ok"
+    reason: str = ""
+    metrics: dict[str, float | int] = field(default_factory=dict)
+    samples: dict[str, list[float]] = field(default_factory=dict)
+
+    def judge(self, statuses: Sequence[Status]) -> None:
+        """Note diverged tasks, which decide the cell's status, and count those that did not converge."""
+        diverged = [status for status in statuses if status == "diverged"]
+        if diverged and self.status == "ok":
+            self.status = "diverged"
+            self.reason = f"{len(diverged)} of {len(statuses)} tasks: {diverged[0].remedy}"
+        short = sum(status == "not_converged" for status in statuses)
+        if short:
+            self.metrics["not_converged_tasks"] = self.metrics.get("not_converged_tasks", 0) + short

@@ -1,0 +1,44 @@
+"""What one outer update asks of the machine, as exact integers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.probes.base import Measurement
+from bench.problems.base import BenchProblem
+from bench.records import Cell
+
+STATS = ("grad_evals", "hvp_evals", "states_stored", "forward_steps")
+
+
+class OperatorCount(TorchDispatchMode):
+    """Counts the operators that reach the dispatcher below autograd and vmap.
+
+    Attributes:
+        count: so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Count, then run."""
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def measure(problem: BenchProblem, cell: Cell) -> Measurement:
+    """Gradient and Hessian-vector evaluations, stored states, steps, floating-point operations, dispatched operators."""
+    update = problem.update(cell, 0)
+    with FlopCounterMode(display=False) as flops:
+        out = update()
+    with OperatorCount() as operators:
+        update()
+    result = Measurement(metrics={name: out.stats[name] for name in STATS if name in out.stats})
+    result.metrics |= {"flops": flops.get_total_flops(), "dispatched_ops": operators.count}
+    result.judge(out.status)
+    return result

@@ -1,0 +1,44 @@
+"""How far a gradient is from the float64 reference of each target."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor
+
+from bench.probes.base import Measurement
+from bench.problems.base import BenchProblem
+from bench.records import Cell
+
+
+def measure(problem: BenchProblem, cell: Cell) -> Measurement:
+    """Relative L2 errors and cosines, one sample an initialisation; a metric is the mean of its samples."""
+    result = Measurement()
+    samples: dict[str, list[float]] = defaultdict(list)
+    statuses = []
+    for sample in range(problem.samples):
+        out = problem.update(cell, sample)()
+        statuses += out.status
+        grad = out.grad.double().cpu()
+        if not bool(torch.isfinite(grad).all()):
+            continue
+        for target, reference in problem.references(cell, sample).items():
+            samples[f"rel_error_{target}"].append(relative_error(grad, reference))
+            if grad.numel() > 1 and target != "stationary":
+                samples[f"cosine_{target}"].append(cosine(grad, reference))
+    result.judge(statuses)
+    # a mean over the samples that stayed finite would flatter the method: without all of them there is none
+    result.samples = dict(samples)
+    result.metrics |= {k: sum(v) / len(v) for k, v in samples.items() if len(v) == problem.samples}
+    return result
+
+
+def relative_error(value: Tensor, reference: Tensor) -> float:
+    """‖value − reference‖ / ‖reference‖."""
+    return float((value - reference).norm() / reference.norm())
+
+
+def cosine(value: Tensor, reference: Tensor) -> float:
+    """⟨value, reference⟩ / (‖value‖ ‖reference‖); zero where either is zero."""
+    return float(torch.nn.functional.cosine_similarity(value, reference, dim=0))

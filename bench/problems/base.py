@@ -1,0 +1,112 @@
+"""What a problem offers to the probes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+import amaml_core as am
+from bench import oracles
+from bench.records import Cell
+
+
+class Gradient(Protocol):
+    """What an outer update hands to a probe; ``amaml_core.MetaGradient`` is one."""
+
+    @property
+    def grad(self) -> Tensor:
+        """The gradient, of any shape."""
+        ...
+
+    @property
+    def status(self) -> Sequence[am.Status]:
+        """One a task."""
+        ...
+
+    @property
+    def stats(self) -> Mapping[str, int]:
+        """Counters."""
+        ...
+
+
+@dataclass(frozen=True)
+class BenchProblem(ABC):
+    """A problem of the suite: a frozen value of plain options, from which all data and initial values follow.
+
+    Attributes:
+        samples: initial values that one cell is measured at; the errors at each are kept.
+    """
+
+    samples: int = 1
+
+    text: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        self._positive("samples")
+
+    def _positive(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise am.InputError(f"Problem option {name}={value!r} is not a positive integer.")
+
+    @abstractmethod
+    def resolve_method(self, method: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+        """All options of a method on this problem, defaults written out, and the method's target.
+
+        Raises:
+            InputError: the method does not apply here, or an option is unknown or out of range.
+        """
+
+    @abstractmethod
+    def update(self, cell: Cell, sample: int) -> Callable[[], Gradient]:
+        """Everything ready for one outer update, which the returned call makes (and may make again)."""
+
+    @abstractmethod
+    def references(self, cell: Cell, sample: int) -> dict[str, Tensor]:
+        """Float64 reference gradients by target: "flow", "unrolled", "stationary" as far as they apply."""
+
+
+@dataclass(frozen=True)
+class MetaBenchProblem(BenchProblem):
+    """A problem with a model, tasks and an initialisation, which every registered method applies to."""
+
+    def resolve_method(self, method: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+        """See ``BenchProblem.resolve_method``."""
+        made = am.create_method(method, **options)
+        return asdict(made), made.target
+
+    @abstractmethod
+    def instance(
+        self, seed: int, sample: int, dtype: torch.dtype = torch.float64, device: str = "cpu"
+    ) -> tuple[am.MetaProblem, Tensor, am.TaskBatch]:
+        """The model's problem, θ ``[d]`` and the tasks. Drawn in float64 and then cast: all dtypes share one point."""
+
+    def update(self, cell: Cell, sample: int) -> Callable[[], Gradient]:
+        """See ``BenchProblem.update``."""
+        method = am.create_method(cell.method, **cell.options)
+        problem, theta, tasks = self.instance(cell.seed, sample, getattr(torch, cell.dtype), cell.device)
+        return lambda: method.meta_gradient(problem, theta, tasks)
+
+    def references(self, cell: Cell, sample: int) -> dict[str, Tensor]:
+        """See ``BenchProblem.references``; computed once and kept in the oracle cache."""
+        options = cell.options
+        steps, lr, prox = options["inner_steps"], options["inner_lr"], options.get("prox", 0.0)
+        wanted: dict[str, dict[str, Any]] = {
+            "flow": {"horizon": steps * lr, "prox": prox},
+            "unrolled": {"steps": steps, "lr": lr, "prox": prox},
+        }
+        if "lam" in options:
+            wanted["stationary"] = {"lam": options["lam"]}
+        where = {k: v for k, v in asdict(self).items() if k != "samples"} | {"problem": cell.problem, "seed": cell.seed}
+        return {
+            target: oracles.cached(
+                target, where | {"sample": sample}, settings, lambda: self.instance(cell.seed, sample)
+            )
+            for target, settings in wanted.items()
+        }

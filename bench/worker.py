@@ -1,0 +1,78 @@
+"""One cell, one fresh process: reads the cell from standard input, writes one JSON answer to a pipe."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import os
+import resource
+import signal
+import sys
+from dataclasses import asdict
+from typing import Any
+
+PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Entry point of ``python -m bench.worker PIPE_FD PARENT_PID``."""
+    pipe, parent = int(sys.argv[1]), int(sys.argv[2])
+    _die_with(parent)
+    request = json.loads(sys.stdin.read())
+    with os.fdopen(pipe, "w") as answer:
+        json.dump(run(request), answer, allow_nan=False)
+
+
+def run(request: dict[str, Any]) -> dict[str, Any]:
+    """Measure one cell: ``{"cell", "threads", "memory_limit_bytes"}`` -> ``{"status", "reason", "metrics", "samples"}``."""
+    if limit := request.get("memory_limit_bytes"):
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    import torch
+
+    from amaml_core import InputError
+    from bench.probes import PROBES
+    from bench.problems import make_problem
+    from bench.records import Cell
+
+    torch.set_num_threads(request["threads"])
+    cell = Cell.model_validate(request["cell"])
+    try:
+        problem = make_problem(cell.problem, cell.problem_options)
+        result = asdict(PROBES[cell.probe](problem, cell))
+    except InputError as error:
+        return _failure("skipped", str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        return _failure("oom", "The outer update needs more memory than there is; take fewer steps, tasks or states.")
+    for kind in ("metrics", "samples"):
+        result[kind] = {name: value for name, value in result[kind].items() if _finite(value)}
+    return result
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this is the allocator's complaint; the CPU allocator's arrives as a plain RuntimeError."""
+    return isinstance(error, MemoryError) or any(
+        sign in str(error) for sign in ("CUDA out of memory", "can't allocate memory", "not enough memory")
+    )
+
+
+def _finite(value: float | list[float]) -> bool:
+    return all(map(math.isfinite, value if isinstance(value, list) else [value]))
+
+
+def _failure(status: str, reason: str) -> dict[str, Any]:
+    return {"status": status, "reason": reason, "metrics": {}, "samples": {}}
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel kill this process when the runner dies, however it dies (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before we asked
+            os._exit(1)
+
+
+if __name__ == "__main__":
+    main()
