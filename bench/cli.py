@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import tomllib
 from pathlib import Path
@@ -102,15 +103,17 @@ def _first_line(docstring: str | None) -> str:
 
 
 def main() -> NoReturn:
-    """Entry point: bad input ends in one sentence and exit code 2."""
+    """Entry point: bad input ends in one sentence and exit code 2; typer ends a Ctrl-C with 130."""
     try:
-        app(standalone_mode=False)
-        code = DONE
-    except typer.Exit as leaving:
-        code = leaving.exit_code
+        app()
+        sys.exit(DONE)
     except (InputError, StoreBusyError) as error:
-        err.print(f"amaml-bench: {escape(str(error))}")
-        code = BAD_INPUT
-    except KeyboardInterrupt:
-        code = INTERRUPTED
+        code, sentence = BAD_INPUT, str(error)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        code = CELLS_FAILED if full else BAD_INPUT
+        sentence = f"{error.strerror}: {error.filename or 'the store'}. Nothing that was finished is lost; " + (
+            "make room and run the same command again." if full else "choose another --out or mend the path."
+        )
+    err.print(f"amaml-bench: {sentence}", markup=False)
     sys.exit(code)

@@ -1,5 +1,7 @@
-"""Float64 reference gradients, one for each target. They share no solver with ``amaml_core``: only the model's own
-gradients and Hessian-vector products, which its tests check against finite differences.
+"""Float64 reference gradients, one for each target.
+
+They share no solver with ``amaml_core``: only the model's own gradients and Hessian-vector products, which its tests
+check against finite differences.
 """
 
 from __future__ import annotations
@@ -59,8 +61,9 @@ def flow(instance: Instance, *, horizon: float, prox: float) -> Tensor:
 
 
 def unrolled(instance: Instance, *, steps: int, lr: float, prox: float) -> Tensor:
-    """The gradient ``[d]`` of L_val(u_K) through K steps of (proximal) gradient descent, by the explicit recursion
-    λ_k = λ_{k+1} − α (∇²L_tr(u_k) + μI) λ_{k+1}, to which the start adds αμ Σ λ_{k+1}.
+    """The gradient ``[d]`` of L_val(u_K) through K steps of (proximal) gradient descent.
+
+    By the explicit recursion λ_k = λ_{k+1} − α (∇²L_tr(u_k) + μI) λ_{k+1}, to which the start adds αμ Σ λ_{k+1}.
     """
     problem, theta, tasks = instance
     inner = problem.bind(theta, tasks, prox)
@@ -105,9 +108,8 @@ def stationary(instance: Instance, *, lam: float) -> Tensor:
         if point.gradient.norm() > 1e-7:
             raise RuntimeError(f"The stationary oracle stopped at a gradient of {float(point.gradient.norm()):.1e}.")
         _, right_side = inner.query_gradient(_unpack(best.x, row))
-        matrix = LinearOperator(
-            (problem.dim, problem.dim), dtype=np.float64, matvec=lambda v, p=point, r=row: _pack(p.hvp(_unpack(v, r)))
-        )
+        size = (problem.dim, problem.dim)
+        matrix = LinearOperator(size, matvec=lambda v, p=point, r=row: _pack(p.hvp(_unpack(v, r))))  # pyright: ignore
         solution, flag = cg(matrix, lam * _pack(right_side), rtol=1e-12, maxiter=10 * problem.dim)
         if flag:
             raise RuntimeError("The stationary oracle's linear system did not converge; raise lam.")

@@ -41,11 +41,9 @@ class LineReporter:
             return
         left = (time.monotonic() - self.began) / self.finished_count * (self.total - self.finished_count)
         numbers = " ".join(f"{name}={record.metrics[name]:.4g}" for name in HEADLINES if name in record.metrics)
-        self.console.print(
-            f"[{self.finished_count:>{len(str(self.total))}}/{self.total}] {record.status:<8} {record.duration_s:6.1f} s  "
-            f"{record.cell.label}  {record.reason if not fine else numbers}  ({_clock(left)} left)",
-            markup=False,
-        )
+        count = f"{self.finished_count:>{len(str(self.total))}}/{self.total}"
+        text = f"{record.cell.label}  {numbers if fine else record.reason}  ({_clock(left)} left)"
+        self.console.print(f"[{count}] {record.status:<8} {record.duration_s:6.1f} s  {text}", markup=False)
 
 
 class BarReporter(LineReporter):

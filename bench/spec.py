@@ -1,8 +1,8 @@
 """Sweep files: declarative grids in TOML, expanded into cells.
 
-A sweep file has a ``description``, a ``timeout_s`` for each cell and any number of ``[[grid]]`` tables. In a grid a list
-means "each of these"; the grid is the Cartesian product of its lists (a list as a value is written as a list in a
-list). In ``options`` give any two of ``inner_steps``, ``inner_lr`` and ``horizon`` (= inner_steps · inner_lr).
+A sweep file has a ``description``, a ``timeout_s`` for each cell and any number of ``[[grid]]`` tables. In a grid a
+list means "each of these"; the grid is the Cartesian product of its lists (a list as a value is written as a list in
+a list). In ``options`` give any two of ``inner_steps``, ``inner_lr`` and ``horizon`` (= inner_steps · inner_lr).
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ def load_spec(name: str, overrides: dict[str, Any] | None = None) -> SweepSpec:
     try:
         return SweepSpec(name=stem, **data)
     except ValidationError as error:
-        first = error.errors()[0]
+        # an unknown key explains a missing one, so it is told first
+        first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
         where = ".".join(str(part) for part in first["loc"])
         raise InputError(f"Sweep {name}: {where or 'file'}: {first['msg']}; correct it.") from None
 
@@ -95,7 +96,8 @@ def _override(data: dict[str, Any], key: str, value: Any) -> None:
     first, *rest = key.split(".")
     if first not in Grid.model_fields or len(rest) > 1 or bool(rest) != (first in ("options", "problem_options")):
         raise InputError(
-            f"--set {key}: unknown key; use timeout_s, {', '.join(Grid.model_fields)}, options.NAME, problem_options.NAME."
+            f"--set {key}: unknown key; use timeout_s, {', '.join(Grid.model_fields)} "
+            "(options.NAME and problem_options.NAME for what they hold)."
         )
     for grid in data.get("grid", []):
         if rest:

@@ -25,7 +25,7 @@ def main() -> None:
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:
-    """Measure one cell: ``{"cell", "threads", "memory_limit_bytes"}`` -> ``{"status", "reason", "metrics", "samples"}``."""
+    """Measure one cell: ``{cell, threads, memory_limit_bytes}`` -> ``{status, reason, metrics, samples}``."""
     if limit := request.get("memory_limit_bytes"):
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     import torch

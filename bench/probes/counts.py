@@ -32,7 +32,7 @@ class OperatorCount(TorchDispatchMode):
 
 
 def measure(problem: BenchProblem, cell: Cell) -> Measurement:
-    """Gradient and Hessian-vector evaluations, stored states, steps, floating-point operations, dispatched operators."""
+    """Gradients, Hessian-vector products, stored states, steps, floating-point operations, dispatched operators."""
     update = problem.update(cell, 0)
     with FlopCounterMode(display=False) as flops:
         out = update()

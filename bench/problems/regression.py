@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Generator, Tensor, nn
@@ -46,7 +47,7 @@ class Regression(MetaBenchProblem):
         """See ``MetaBenchProblem.instance``: the tasks follow from the seed, θ from the seed and the sample."""
         sizes = [2, *[self.width] * self.depth, 1]
         layers: list[nn.Module] = []
-        for before, after in zip(sizes, sizes[1:], strict=False):
+        for before, after in pairwise(sizes):
             layers += [nn.Linear(before, after, dtype=torch.float64), nn.Tanh()]
         problem = am.MetaProblem(nn.Sequential(*layers[:-1]), mse_loss)
         theta = problem.initial_parameters(seed=seed * 100_003 + sample)

@@ -1,0 +1,101 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from bench.records import Store
+
+TINY = """
+description = "a test"
+[[grid]]
+probe = "error"
+problem = "closed_form"
+problem_options = { samples = 2 }
+method = ["adjoint", "autodiff"]
+options = { inner_steps = 5, horizon = 0.5 }
+[[grid]]
+probe = "counts"
+problem = "cosmixture"
+problem_options = { shots = 3 }
+method = "maml"
+options = { inner_steps = 2, inner_lr = 0.1 }
+"""
+
+
+@pytest.fixture
+def cli(tmp_path):
+    (tmp_path / "tiny.toml").write_text(TINY)
+
+    def run(*arguments):
+        command = [sys.executable, "-m", "bench", *arguments]
+        path = os.pathsep.join(filter(None, sys.path))
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, timeout=300
+        )
+        assert "Traceback" not in done.stderr
+        return done
+
+    return run
+
+
+def test_a_sweep_runs_resumes_and_says_where_the_records_are(cli, tmp_path):
+    first = cli("run", "tiny.toml", "--out", "store")
+    assert first.returncode == 0, first.stderr
+    assert "store/records.jsonl: 3 of 3 cells: 3 ok." in first.stdout
+    records, complaints = Store(tmp_path / "store").read()
+    assert [record.status for record in records] == ["ok"] * 3
+    assert not complaints
+    assert {record.environment["counter_key"].split()[0] for record in records} == {"torch"}
+    again = cli("run", "tiny.toml", "--out", "store")
+    assert "0 cells to run, 3 already done" in again.stdout
+    assert len(Store(tmp_path / "store").read()[0]) == 3
+
+
+def test_a_dry_run_prints_the_cells_and_runs_none(cli, tmp_path):
+    done = cli("run", "tiny.toml", "--out", "store", "--dry-run", "--only", "maml", "--set", "seed=3")
+    assert done.returncode == 0
+    assert done.stdout.count("todo") == 1
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_failing_cell_ends_in_exit_code_3(cli):
+    done = cli("run", "tiny.toml", "--out", "store", "--set", "timeout_s=0.05")
+    assert done.returncode == 3
+    assert "3 timeout" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "culprit"),
+    [
+        (["run", "nosuch"], "nosuch"),
+        (["run", "tiny.toml", "--device", "tpu"], "tpu"),
+        (["run", "tiny.toml", "--set", "speed=1"], "speed"),
+        (["run", "tiny.toml", "--set", "options.speed=1"], "speed"),
+        (["run", "tiny.toml", "--set", "seed"], "KEY=VALUE"),
+        (["run", "tiny.toml", "--set", "method=mamml"], "mamml"),
+        (["run", "tiny.toml", "--only", "nothing"], "nothing"),
+        (["run", "tiny.toml", "--out", "/proc/nowhere"], "/proc/nowhere"),
+        (["run", "tiny.toml", "--nosuch"], "--nosuch"),
+        (["list", "cats"], "cats"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(cli, arguments, culprit):
+    done = cli(*arguments)
+    assert done.returncode == 2
+    assert culprit in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_bad_input(cli):
+    done = cli("run", "tiny.toml", "--device", "cuda")
+    assert (done.returncode, "--device cpu" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("what", "words"), [("methods", "remat-maml"), ("problems", "closed_form"), ("sweeps", "smoke")]
+)
+def test_list(cli, what, words):
+    done = cli("list", what)
+    assert (done.returncode, words in done.stdout) == (0, True)
