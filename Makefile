@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-DEVICE ?= cpu
+DEVICE ?=
 RESULTS ?= results
 REPORT ?= report
 
@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	rm -f $(STAMP)
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=/path/to/it" * (sys.version_info < (3, 11)))'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -c constraints.txt torch
+	@echo 'Installing into $(VENV): this takes a minute or two.'
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -c constraints.txt -e '.[dev]'
 	touch $(STAMP)
 
@@ -32,17 +32,17 @@ check: $(STAMP) ## lint, format and type checks
 	$(BIN)/pyright
 
 bench: $(STAMP) ## the quick sweep and its report
-	$(BIN)/amaml-bench run smoke --device $(DEVICE) --out $(RESULTS)/smoke
+	$(BIN)/amaml-bench run smoke $(if $(DEVICE),--device $(DEVICE)) --out $(RESULTS)/smoke
 	$(BIN)/amaml-report build $(RESULTS)/smoke --out $(REPORT)
 
 bench-accuracy: $(STAMP) ## gradient accuracy on closed forms and CosMixture
-	$(BIN)/amaml-bench run accuracy --device $(DEVICE) --out $(RESULTS)/accuracy
+	$(BIN)/amaml-bench run accuracy $(if $(DEVICE),--device $(DEVICE)) --out $(RESULTS)/accuracy
 
 bench-memory: $(STAMP) ## peak memory against trajectory length
-	$(BIN)/amaml-bench run memory --device $(DEVICE) --out $(RESULTS)/memory
+	$(BIN)/amaml-bench run memory $(if $(DEVICE),--device $(DEVICE)) --out $(RESULTS)/memory
 
 bench-time: $(STAMP) ## seconds per outer update against trajectory length
-	$(BIN)/amaml-bench run time --device $(DEVICE) --out $(RESULTS)/time
+	$(BIN)/amaml-bench run time $(if $(DEVICE),--device $(DEVICE)) --out $(RESULTS)/time
 
 report: $(STAMP) ## one report of all results in $(RESULTS), else of the committed ones
 	$(BIN)/amaml-report build $(if $(wildcard $(RESULTS)/*/records.jsonl),$(RESULTS),reports/results) --out $(REPORT)

@@ -1,0 +1,1 @@
+"""Reports: read stores of records and show them. Measures nothing and imports no torch."""

@@ -1,0 +1,5 @@
+"""``python -m reports`` is ``amaml-report``."""
+
+from reports.cli import main
+
+main()

@@ -1,0 +1,110 @@
+"""What the numbers say, in sentences computed from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pandas as pd
+
+from reports import words
+from reports.paper import published
+from reports.summary import (
+    Comparison,
+    Scaling,
+    closed_form_study,
+    cosmixture_study,
+    error_points,
+    orders,
+    smallest_stable,
+)
+
+RIVALS = ("amaml", "remat-maml")  # the adjoint, and the honest alternative to it
+
+
+def findings(frame: pd.DataFrame, compared: list[Comparison], memory: list[Scaling], time: list[Scaling]) -> list[str]:
+    """A few sentences; none about what was not measured."""
+    rivals = _rivals([*memory, *time])
+    told = [_cost(law, "peak memory", "uses", words.size, rivals) for law in memory]
+    told += [_cost(law, "time per update", "takes", words.seconds, rivals) for law in time]
+    return list(filter(None, told)) + _accuracy(compared) + _closed_form(frame) + _cosmixture(frame)
+
+
+def _rivals(laws: list[Scaling]) -> list[str]:
+    """The leanest variant of each rival: the same ones speak for memory and for time, so that none is flattered."""
+    found: dict[str, str] = {}
+    for law in laws:
+        for row in law.lines.dropna(subset="ratio").sort_values("value").itertuples():
+            if row.method in RIVALS:
+                found.setdefault(row.method, row.label)
+    return sorted(found.values())
+
+
+def _cost(law: Scaling, quantity: str, verb: str, show: Callable[[float], str], rivals: list[str]) -> str:
+    """The rivals against MAML at the reference, and how the cost grows; empty where neither is known."""
+    lines, told = law.lines.set_index("label"), []
+    beside = [lines.loc[label] for label in rivals if label in lines.index and lines.ratio[label] == lines.ratio[label]]
+    if beside:
+        shares = [f"{row.name} {verb} {words.share(row.ratio)} of that ({show(row.value)})" for row in beside]
+        at = f"at {words.plural(law.reference, 'step')} maml's {quantity} is {show(lines.value['maml'])}"
+        told.append(f"{at}; {', '.join(shares)}.")
+    slopes = lines.slope[lines.slope.notna() & lines.index.isin(["maml", *rivals])]
+    if len(slopes):
+        powers = ", ".join(f"{words.fixed(slope)} for {label}" for label, slope in slopes.items())
+        told.append(f"{quantity.capitalize()} grows with the number of steps to the power {powers}.")
+    return f"On {law.title}: {' '.join(told)}" if told else ""
+
+
+def _accuracy(compared: list[Comparison]) -> list[str]:
+    """The nearest and the farthest method from the flow gradient, where most methods were compared."""
+    best, most = None, 1
+    for comparison in compared:
+        methods = comparison.rows[comparison.rows.rel_error_flow.notna()].method.nunique()
+        if methods > most or (best and methods == most and comparison.inner_steps > best.inner_steps):
+            best, most = comparison, methods
+    if best is None:
+        return []
+    rows = best.rows.dropna(subset="rel_error_flow").sort_values("rel_error_flow")
+    near, far = rows.iloc[0], rows.iloc[-1]
+    return [
+        f"{best.title}: the gradient of {near.label} is nearest to that of the flow "
+        f"(relative error {words.error(near.rel_error_flow)}), that of {far.label} farthest "
+        f"({words.error(far.rel_error_flow)})."
+    ]
+
+
+def _closed_form(frame: pd.DataFrame) -> list[str]:
+    rows = closed_form_study(frame)
+    rows = rows[(rows.setting.str.contains('"forced_linear"')) & (rows.method == "adjoint")]
+    points = error_points(rows[(rows.backward == "modified_euler") & (rows.dtype == "float64")])
+    found = orders(points)
+    if not found:
+        return []
+    key = max(found)
+    return [
+        f"On the paper's closed form at T = {key[0]:g} in float64 the adjoint's error falls with order "
+        f"{found[key][0]:.2f} in the number of states ({found[key][1]}); modified Euler is of order 2."
+    ]
+
+
+def _cosmixture(frame: pd.DataFrame) -> list[str]:
+    told = []
+    points = error_points(cosmixture_study(frame))
+    paper = published("table5")["amaml"]
+    fine = points[(points.backward == "modified_euler") & points["mean"].notna()]
+    both = [row for row in fine.itertuples() if (row.horizon, row.num_states) in paper]
+    if both:
+        row = max(both, key=lambda row: (row.horizon, -abs(row.num_states - 100), row.dtype))
+        told.append(
+            f"On CosMixture at T = {row.horizon:g} with {row.num_states} states in {row.dtype} the error of "
+            f"{row.series} is {words.error(row.mean)}; published: {words.error(paper[row.horizon, row.num_states][0])}."
+        )
+    for _, group in points.groupby("setting"):
+        stable, longest = smallest_stable(group), group.horizon.max()
+        needs: dict[int, list[str]] = {}
+        for (horizon, series, _), states in stable.items():
+            if horizon == longest:
+                needs.setdefault(states, []).append(series)
+        if needs:
+            each = "; ".join(f"{states} for {', '.join(dict.fromkeys(needs[states]))}" for states in sorted(needs))
+            told.append(f"On CosMixture at T = {longest:g} the fewest states that stay stable are {each}.")
+    return told

@@ -1,0 +1,219 @@
+"""From stores to one tidy table: a row a record."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bench.records import METRICS, RECORDS_FILE, Record, Store, canonical_json, current
+
+# What a method estimates, where its record does not say so: reports cannot ask the method without importing torch.
+TARGETS = {
+    "unrolled": ("maml", "remat-maml", "anil", "autodiff"),
+    "flow": ("amaml", "adjoint", "comln", "forward-sensitivity"),
+    "stationary": ("imaml",),
+    "surrogate": ("fomaml", "reptile"),
+}
+LABELLED = ("inner_steps", "inner_lr", "num_states", "backward", "variant")  # shown by place, not as key=value
+UNASKED = ("samples",)  # how often a question is asked is no part of the question
+
+
+class InputError(Exception):
+    """The input cannot be used; the message says what is wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """What was read.
+
+    Attributes:
+        records: the records that count, one a cell.
+        frame: the same as a table, row i for record i; see ``tabulate``.
+        notes: sentences about lines that could not be read and records that were left out.
+    """
+
+    records: list[Record]
+    frame: pd.DataFrame
+    notes: list[str]
+
+
+def load(directories: Sequence[Path]) -> Results:
+    """Read stores: each directory holds ``records.jsonl`` itself or in directories one level below.
+
+    Raises:
+        InputError: a directory is missing or holds no readable record.
+    """
+    records: list[Record] = []
+    notes: list[str] = []
+    for directory in directories:
+        found: list[Record] = []
+        for store in _stores(directory):
+            read, complaints = store.read()
+            found += read
+            notes += complaints
+        if not found:
+            raise InputError(f"{directory} holds no readable record; make some with `make bench`, then name its store.")
+        records += found
+    kept, more = _one_a_cell(current(records))
+    return Results(kept, tabulate(kept), notes + more)
+
+
+def _stores(directory: Path) -> list[Store]:
+    if not directory.is_dir():
+        raise InputError(f"There is no directory {directory}; name a store that `amaml-bench run` wrote.")
+    if (directory / RECORDS_FILE).is_file():
+        return [Store(directory)]
+    stores = [Store(path.parent) for path in sorted(directory.glob(f"*/{RECORDS_FILE}"))]
+    if not stores:
+        raise InputError(
+            f"{directory} holds no {RECORDS_FILE}, neither itself nor one level below; make some with `make bench`."
+        )
+    return stores
+
+
+def _one_a_cell(records: Iterable[Record]) -> tuple[list[Record], list[str]]:
+    """The newest record of each cell, and a note on what was passed over and on machines that still differ."""
+    by_cell: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        by_cell[record.cell_id].append(record)
+    kept = [max(rows, key=lambda record: record.started_at) for rows in by_cell.values()]
+    notes = []
+    repeated = sum(len(rows) > 1 for rows in by_cell.values())
+    if repeated:
+        older = sum(len(rows) - 1 for rows in by_cell.values())
+        notes.append(
+            f"Measured more than once, by other versions of the benchmark or on other machines: cells {repeated}, "
+            f"older records left out {older}; only the newest of each cell is shown."
+        )
+    for probe in sorted({record.cell.probe for record in kept}):
+        rows = [record for record in kept if record.cell.probe == probe]
+        versions = sorted({record.benchmark_version for record in rows})
+        if len(versions) > 1:
+            notes.append(f"The records of probe {probe} come from different benchmark versions: {', '.join(versions)}.")
+        keys = sorted({record.identity[2] for record in rows})
+        if len(keys) > 1:
+            notes.append(
+                f"The records of probe {probe} come from different environments: {'; '.join(keys)}. "
+                "Numbers compare only within one."
+            )
+    return kept, notes
+
+
+def tabulate(records: Sequence[Record]) -> pd.DataFrame:
+    """One row a record.
+
+    Columns: what was asked (``sweep``, ``probe``, ``problem``, ``method``, …; ``options`` and ``problem_options`` as
+    JSON), what came out (``status``, ``reason``, one column a metric, ``samples``), where (``environment`` and its
+    keys), and for showing:
+
+    * ``horizon``: inner_steps · inner_lr; ``num_states``: as asked, else inner_steps; missing if "accepted".
+    * ``series``: the method and what distinguishes it, but for the number of states; ``label``: that with the states.
+      An option appears as key=value only in records that depart from the value of most records of that method.
+    * ``setting``: the problem with all its options but ``samples``; ``problem_label``: the same for people.
+    * ``key``: the environment key under which the probe's answers may be compared.
+    """
+    oddities = _by_name(records, lambda r: r.cell.method, lambda r: r.cell.options, LABELLED)
+    settings = _by_name(records, lambda r: r.cell.problem, lambda r: r.cell.problem_options, UNASKED)
+    rows = []
+    for record, odd, unusual in zip(records, oddities, settings, strict=True):
+        cell, options = record.cell, record.cell.options
+        series, label = _names(cell.method, options, odd)
+        states = options.get("num_states") or options["inner_steps"]
+        asked = {k: v for k, v in cell.problem_options.items() if k not in UNASKED}
+        rows.append(
+            {
+                "sweep": record.sweep,
+                "cell_id": record.cell_id,
+                "benchmark_version": record.benchmark_version,
+                "probe": cell.probe,
+                "problem": cell.problem,
+                "problem_options": canonical_json(cell.problem_options),
+                "problem_label": f"{cell.problem} ({unusual})" if unusual else cell.problem,
+                "setting": canonical_json([cell.problem, asked]),
+                "method": cell.method,
+                "series": series,
+                "label": label,
+                "target": str(options.get("target") or _target(cell.method, options)),
+                "options": canonical_json(options),
+                "inner_steps": options["inner_steps"],
+                "inner_lr": options["inner_lr"],
+                "horizon": float(f"{options['inner_steps'] * options['inner_lr']:.10g}"),
+                "num_states": states if isinstance(states, int) else None,
+                "backward": options.get("backward", ""),
+                "forward": options.get("forward", ""),
+                "variant": options.get("variant", ""),
+                "prox": options.get("prox", 0.0),
+                "dtype": cell.dtype,
+                "device": cell.device,
+                "engine": cell.engine,
+                "where": ", ".join([cell.dtype, cell.device] + [cell.engine] * (cell.engine != "eager")),
+                "seed": cell.seed,
+                "replicate": cell.replicate,
+                "status": record.status,
+                "reason": record.reason,
+                "started_at": record.started_at,
+                "counter_key": str(record.environment.get("counter_key", "")),
+                "timing_key": str(record.environment.get("timing_key", "")),
+                "key": record.identity[2],
+                "environment": record.environment,
+                "samples": record.samples,
+                **{name: record.metrics.get(name) for name in METRICS},
+            }
+        )
+    frame = pd.DataFrame(rows)
+    return frame.astype({"num_states": "Int64", **dict.fromkeys(METRICS, "float64")})
+
+
+def _target(method: str, options: Mapping[str, Any]) -> str:
+    if method == "amaml" and options.get("forward") == options.get("backward") == "euler":
+        return "unrolled"
+    if options.get("variant") == "official":
+        return "surrogate"
+    return next((target for target, methods in TARGETS.items() if method in methods), "")
+
+
+def _names(method: str, options: Mapping[str, Any], odd: str) -> tuple[str, str]:
+    """The series and the label of a record."""
+    head = f"{method} {options['variant']}" if options.get("variant") else method
+    backward = options.get("backward")
+    states = options.get("num_states", "none")
+    if states == "none" or backward == "backsolve":
+        shown = ""
+    elif states is None:
+        shown = "a state a step"
+    else:
+        shown = "accepted states" if isinstance(states, str) else f"{states} states"
+    series, label = (", ".join(filter(None, parts)) for parts in ((backward, odd), (backward, shown, odd)))
+    return f"{head} ({series})" if series else head, f"{head} ({label})" if label else head
+
+
+def _by_name(
+    records: Sequence[Record],
+    name: Callable[[Record], str],
+    options: Callable[[Record], Mapping[str, Any]],
+    skip: Sequence[str],
+) -> list[str]:
+    """For each record, "key=value" of the options in which it departs from most records of the same name."""
+    counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    total = Counter(name(record) for record in records)
+    for record in records:
+        for key, value in options(record).items():
+            counts[name(record), key][canonical_json(value)] += 1
+    return [
+        ", ".join(
+            f"{key}={_plain(value)}"
+            for key, value in sorted(options(record).items())
+            if key not in skip and 2 * counts[name(record), key][canonical_json(value)] <= total[name(record)]
+        )
+        for record in records
+    ]
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)

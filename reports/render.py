@@ -1,0 +1,220 @@
+"""From results to the page: sections are put together, rendered in memory, then written."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from reports import figures, summary, tables, words
+from reports.figures import Figure
+from reports.findings import findings
+from reports.load import Results
+from reports.paper import published
+from reports.tables import Table
+
+PAPER_ODE = "forced_linear"  # the closed form of the paper; the others are ours
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section of the report.
+
+    Attributes:
+        id: its anchor.
+        title: its heading.
+        target: what makes its records; a section without tables is only named, with this.
+        text: how to read it.
+        tables: of it.
+        figures: of it.
+    """
+
+    id: str
+    title: str
+    target: str
+    text: str
+    tables: list[Table]
+    figures: list[Figure]
+
+
+def build(results: Results, out: Path) -> Path:
+    """Write the report of ``results`` to the directory ``out`` and return the path of the page.
+
+    Everything is rendered before the first byte is written; each file is replaced as a whole.
+    """
+    sections, told = _sections(results.frame)
+    shown = [section for section in sections if section.tables]
+    counts = results.frame.status.value_counts()
+    context = {
+        "findings": told,
+        "counts": ", ".join(f"{counts[status]} {status}" for status in sorted(counts.index, key=lambda s: s != "ok")),
+        "total": words.plural(len(results.frame), "record"),
+        "sweeps": ", ".join(sorted(results.frame.sweep.unique())),
+        "environments": tables.environments(results.frame),
+        "notes": results.notes,
+        "missing": [section for section in sections if not section.tables and section.target],
+        "sections": shown,
+    }
+    drawn = [figure for section in shown for figure in section.figures]
+    files = {
+        "index.html": _template("report.html.j2", escape=True, **context).encode(),
+        "report.md": _template("report.md.j2", escape=False, **context).encode(),
+        **{f"figures/{figure.name}.png": figure.png for figure in drawn},
+        **{f"figures/{figure.name}.svg": figure.svg for figure in drawn},
+    }
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        part = out / f"{name}.part"
+        part.write_bytes(content)
+        part.replace(out / name)
+    return out / "index.html"
+
+
+def _template(name: str, *, escape: bool, **context: object) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=escape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["data_uri"] = lambda svg: f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+    environment.filters["one_line"] = lambda text: " ".join(str(text).split()).replace("|", "\\|")
+    return environment.get_template(name).render(**context)
+
+
+def _sections(frame: pd.DataFrame) -> tuple[list[Section], list[str]]:
+    compared = summary.comparisons(frame)
+    laws = {probe: summary.scalings(frame, probe) for probe in ("memory", "time")}
+    named = [law.lines for found in laws.values() for law in found] + [found.rows for found in compared]
+    look = figures.styles(pair for table in named for pair in zip(table.method, table.label, strict=True))
+    sections = [
+        _overview(compared, look),
+        _closed_form(summary.closed_form_study(frame)),
+        _cosmixture(summary.cosmixture_study(frame)),
+        _law("memory", laws["memory"], look),
+        _law("time", laws["time"], look),
+        _failures(frame),
+    ]
+    return sections, findings(frame, compared, laws["memory"], laws["time"])
+
+
+def _overview(compared: list[summary.Comparison], look: dict) -> Section:
+    # the longest trajectory of each problem is what people come for; the others unfold
+    longest = {found.problem_label: found for found in sorted(compared, key=lambda found: found.inner_steps)}
+    shown = [tables.overview(found, folded=found is not longest[found.problem_label]) for found in compared]
+    drawn = []
+    for problem in sorted(longest):
+        mine = [found for found in compared if found.problem_label == problem]
+        fullest = max(mine, key=lambda found: (_complete(found), found.inner_steps))
+        drawn.append(figures.trade_off(fullest, _name("overview", problem), look))
+    return Section(
+        "overview",
+        "Overview",
+        "bench",
+        "One row a method at one trajectory length. Methods do not share a target: the target column says which "
+        "gradient a method estimates, and its relative L2 error is given to the gradient of the flow and to that of "
+        "the discrete steps, both in float64. Times are medians with quartiles in brackets. "
+        f"{words.MISSING} stands for what was not measured; a status in a cell's place says why there is no number.",
+        shown,
+        [figure for figure in drawn if figure],
+    )
+
+
+def _complete(found: summary.Comparison) -> int:
+    return int((found.rows.rel_error_flow.notna() & found.rows.outer_update_seconds.notna()).sum())
+
+
+def _name(*parts: str) -> str:
+    """A file name made of these words."""
+    return "-".join("".join(c if c.isalnum() else " " for c in " ".join(parts)).lower().split())
+
+
+def _closed_form(rows: pd.DataFrame) -> Section:
+    shown, drawn = [], []
+    for setting, group in sorted(rows.groupby("setting"), key=lambda item: PAPER_ODE not in item[0]):
+        options = json.loads(setting)[1]
+        ode = options.get("ode", PAPER_ODE)
+        paper = published("table4") if ode == PAPER_ODE else {}
+        points = summary.error_points(group)
+        name = f"{ode} (the ODE of the paper)" if paper else ode
+        shown.append(tables.errors(f"{name}: relative error", points, paper))
+        if summary.orders(points):
+            shown.append(tables.convergence(f"{name}: observed order", points))
+        drawn.append(
+            figures.errors(
+                points,
+                paper,
+                _name("closed form", ode),
+                f"Closed form {name}: relative error against states.",
+            )
+        )
+    return Section(
+        "closed-form",
+        "Closed-form accuracy (E1)",
+        "bench-accuracy",
+        "Relative L2 error of dL/dy₀ where it is known exactly: mean ± standard deviation over random y₀. "
+        "Published: Li et al. 2023, table 4, in float32. The order is observed between the last two numbers of states "
+        "(in brackets) whose errors are above 100 units of rounding; modified Euler and Heun have order 2, Euler 1, "
+        "rk4 4.",
+        shown,
+        [figure for figure in drawn if figure],
+    )
+
+
+def _cosmixture(rows: pd.DataFrame) -> Section:
+    shown, drawn = [], []
+    paper = published("table5")
+    for number, (_, group) in enumerate(rows.groupby("setting")):
+        label = group.problem_label.iloc[0]
+        points = summary.error_points(group)
+        in_paper = points.horizon.isin({horizon for horizon, _ in paper["amaml"]})
+        for title, part, beside in (
+            ("horizons of the paper", points[in_paper], paper),
+            ("other horizons", points[~in_paper], {}),
+        ):
+            if len(part):
+                shown.append(tables.errors(f"{label}: relative error, {title}", part, beside))
+        shown.append(tables.stability(f"{label}: smallest stable number of states", points))
+        name = _name(label, *([str(number + 1)] if number else []))
+        drawn.append(figures.errors(points, paper, name, f"{label}: error of A-MAML's gradient against states."))
+    return Section(
+        "cosmixture",
+        "Gradient accuracy on CosMixture (E2)",
+        "bench-accuracy",
+        "Relative L2 error of A-MAML's meta-gradient to a converged float64 gradient of the flow: mean ± standard "
+        "deviation over initialisations. Published: Li et al. 2023, table 5, whose reference is the method itself on "
+        "1,000 states. Explicit schemes on few states blow up at long horizons; such cells read diverged. The smallest "
+        "stable number of states is the smallest that was fine together with all larger ones that were measured.",
+        shown,
+        [figure for figure in drawn if figure],
+    )
+
+
+def _law(probe: str, laws: list[summary.Scaling], look: dict) -> Section:
+    drawn = [
+        figures.scaling(law, probe, _name(probe, *([str(i + 1)] if i else [])), look) for i, law in enumerate(laws)
+    ]
+    what = {
+        "memory": "Peak bytes of tensors above the resting level during one meta-gradient.",
+        "time": "Median seconds of one meta-gradient.",
+    }
+    return Section(
+        probe,
+        f"{'Memory' if probe == 'memory' else 'Time'} against trajectory length (E3)",
+        f"bench-{probe}",
+        f"{what[probe]} The slope is that of a least-squares line through the logarithms at "
+        f"{summary.FIT_FROM} steps and more: 0 is constant, 1 is linear.",
+        [tables.scaling(law, probe) for law in laws],
+        [figure for figure in drawn if figure],
+    )
+
+
+def _failures(frame: pd.DataFrame) -> Section:
+    shown = [tables.failures(frame)] if (frame.status != "ok").any() else []
+    return Section("failures", "Failures", "", "Every record that is not ok, and why.", shown, [])

@@ -1,0 +1,216 @@
+"""The report's tables, every cell a string, so that Markdown and HTML show the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from reports import words
+from reports.paper import Published
+from reports.summary import Comparison, Line, Scaling, orders, smallest_stable
+
+PROBE_OF = {
+    "peak_live_bytes": "memory",
+    "outer_update_seconds": "time",
+    "grad_evals": "counts",
+    "hvp_evals": "counts",
+    "rel_error_flow": "error",
+    "rel_error_unrolled": "error",
+    "cosine_unrolled": "error",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table to show.
+
+    Attributes:
+        title: a heading, may be empty.
+        frame: strings; the column names are the headings.
+        left: columns of words, set flush left; the others hold numbers.
+        folded: whether the page shows it only on demand.
+    """
+
+    title: str
+    frame: pd.DataFrame
+    left: frozenset[str] = field(default_factory=frozenset)
+    folded: bool = False
+
+    @property
+    def columns(self) -> list[str]:
+        """The headings."""
+        return list(self.frame.columns)
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """The cells."""
+        return self.frame.to_numpy().tolist()
+
+
+def _table(title: str, rows: Iterable[dict[str, str]], left: Iterable[str], folded: bool = False) -> Table:
+    return Table(title, pd.DataFrame(list(rows)).fillna(words.MISSING), frozenset(left), folded)
+
+
+def overview(comparison: Comparison, folded: bool = False) -> Table:
+    """One row a method: what it costs and how far it is from each gradient."""
+    rows = []
+    several = comparison.rows["where"].nunique() > 1
+    for row in comparison.rows.to_dict("records"):
+        cells = {"method": row["label"]} | ({"precision": row["where"].split(",")[0]} if several else {})
+        cells |= {
+            "target": row["target"] or words.MISSING,
+            "peak memory": _or_failure(row, "peak_live_bytes", words.size(row["peak_live_bytes"])),
+            "time per update": _or_failure(
+                row,
+                "outer_update_seconds",
+                words.seconds(row["outer_update_seconds"], row["seconds_low"], row["seconds_high"]),
+            ),
+            "gradients": _or_failure(row, "grad_evals", words.count(row["grad_evals"])),
+            "HVPs": _or_failure(row, "hvp_evals", words.count(row["hvp_evals"])),
+            "error to flow": _or_failure(row, "rel_error_flow", words.error(row["rel_error_flow"])),
+            "error to unrolled": _or_failure(row, "rel_error_unrolled", words.error(row["rel_error_unrolled"])),
+            "cosine to unrolled": _or_failure(row, "cosine_unrolled", words.fixed(row["cosine_unrolled"], 4)),
+            "status": _status(row["by_probe"]),
+        }
+        rows.append(cells)
+    return _table(comparison.title, rows, ("method", "precision", "target", "status"), folded)
+
+
+def _or_failure(row: dict[str, Any], metric: str, text: str) -> str:
+    status = row["by_probe"].get(PROBE_OF[metric], ("ok",))[0]
+    return text if status == "ok" else status
+
+
+def _status(by_probe: dict[str, tuple[str, str, int]]) -> str:
+    failed = [
+        f"{probe}: {status}{f' ({reason})' if reason else ''}"
+        for probe, (status, reason, _) in sorted(by_probe.items())
+        if status != "ok"
+    ]
+    stuck = max(tasks for _, _, tasks in by_probe.values())
+    return "; ".join(failed or ["ok"]) + (f"; not converged: {words.plural(stuck, 'task')}" if stuck else "")
+
+
+def errors(title: str, points: pd.DataFrame, published: dict[str, Published]) -> Table:
+    """Error against states for each horizon, ours beside what was published for the same method."""
+    columns = _series_columns(points)
+    rows = []
+    for (horizon, states), at in points.groupby(["horizon", "num_states"]):
+        measured = {(r.series, r.where): r for r in at.itertuples()}
+        cells = {"T": f"{horizon:g}", "states": f"{states}"}
+        told = set()
+        for (method, series, where), heading in columns.items():
+            paper = published.get(method, {})
+            if paper and method not in told:  # the published column comes just before our first of that method
+                told.add(method)
+                cells[f"{method}, published"] = words.error(*paper.get((horizon, states), (float("nan"), None)))
+            point = measured.get((series, where))
+            cells[heading] = words.MISSING if point is None else _point(point)
+        rows.append(cells)
+    return _table(title, rows, ())
+
+
+def _point(point: Any) -> str:
+    return words.error(point.mean, point.std) if point.status == "ok" else point.status
+
+
+def _series_columns(points: pd.DataFrame) -> dict[tuple[str, str, str], str]:
+    """(method, series, where) -> heading; the device is named only where there are several."""
+    short = points.device.nunique() == 1
+    seen = points.drop_duplicates(["method", "series", "where"]).sort_values(["method", "series", "where"])
+    return {
+        (row.method, row.series, row.where): f"{row.series}, {row.dtype if short else row.where}"
+        for row in seen.itertuples()
+    }
+
+
+def convergence(title: str, points: pd.DataFrame) -> Table:
+    """The observed order of each series at each horizon, and the states between which it was observed."""
+    return _by_horizon(title, points, {key: f"{order:.2f} ({span})" for key, (order, span) in orders(points).items()})
+
+
+def stability(title: str, points: pd.DataFrame) -> Table:
+    """The smallest stable number of states of each series at each horizon."""
+    return _by_horizon(title, points, {key: str(states) for key, states in smallest_stable(points).items()})
+
+
+def _by_horizon(title: str, points: pd.DataFrame, texts: dict[Line, str]) -> Table:
+    columns = _series_columns(points)
+    rows = [
+        {"T": f"{horizon:g}"}
+        | {heading: texts.get((horizon, *key[1:]), words.MISSING) for key, heading in columns.items()}
+        for horizon in sorted(points.horizon.unique())
+    ]
+    return _table(title, rows, ())
+
+
+def scaling(found: Scaling, probe: str) -> Table:
+    """Slope and value at the reference number of steps, one row a method."""
+    show = words.size if probe == "memory" else words.seconds
+    rows = []
+    for row in found.lines.sort_values(["value", "label"]).to_dict("records"):
+        failed = row["failed"]
+        known = row["value"] == row["value"]
+        rows.append(
+            {
+                "method": row["label"],
+                "slope": words.fixed(row["slope"]),
+                "points": str(row["points"]),
+                f"at {found.reference} steps": show(row["value"])
+                if known
+                else failed.get(found.reference, words.MISSING),
+                "relative to maml": words.MISSING if row["ratio"] != row["ratio"] else words.share(row["ratio"]),
+                "not ok": "; ".join(f"{status} at {steps}" for steps, status in failed.items()) or "none",
+            }
+        )
+    return _table(found.title, rows, ("method", "not ok"))
+
+
+def failures(frame: pd.DataFrame) -> Table:
+    """Every record that is not ok, with its reason."""
+    rows = frame[frame.status != "ok"].sort_values(
+        ["problem_label", "probe", "method", "horizon", "inner_steps", "label", "where", "cell_id"]
+    )
+    return _table(
+        "",
+        (
+            {
+                "problem": row.problem_label,
+                "probe": row.probe,
+                "method": row.label,
+                "steps": str(row.inner_steps),
+                "T": f"{row.horizon:g}",
+                "where": row.where,
+                "status": row.status,
+                "reason": row.reason or "no reason given",
+            }
+            for row in rows.itertuples()
+        ),
+        ("problem", "probe", "method", "where", "status", "reason"),
+    )
+
+
+def environments(frame: pd.DataFrame) -> Table:
+    """Where the numbers come from: what all records of a machine agree on."""
+    rows = []
+    for key, group in frame.groupby("timing_key"):
+        first, *others = group.environment
+        same = {
+            name: value
+            for name, value in first.items()
+            if name not in ("timing_key", "counter_key") and all(other.get(name) == value for other in others)
+        }
+        packages = same.pop("packages", {})
+        told = [f"{name} {version}" for name, version in packages.items()]
+        told += [_fact(name, value) for name, value in same.items() if value not in ("", None)]
+        rows.append({"environment": key or "unknown", "records": str(len(group)), "details": ", ".join(told)})
+    return _table("", rows, ("environment", "details"))
+
+
+def _fact(name: str, value: Any) -> str:
+    if name.endswith("_bytes"):
+        return f"{name.removesuffix('_bytes')} {words.size(value)}"
+    return f"{name.replace('_', ' ')} {value}"

@@ -1,0 +1,186 @@
+"""Synthetic records: what a run would have left, from laws that the tests know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.records import Cell, Record, Store
+
+ENVIRONMENT = {
+    "counter_key": "torch 2.6.0 | cpu",
+    "timing_key": "torch 2.6.0 | cpu | Example CPU | 8 cores | 4 threads",
+    "cpu": "Example CPU",
+    "cores": 8,
+    "memory_bytes": 2**34,
+    "packages": {"torch": "2.6.0", "numpy": "2.2.0"},
+    "load": 0.1,
+}
+
+
+def make_record(
+    probe: str = "memory",
+    method: str = "maml",
+    problem: str = "cosmixture",
+    *,
+    options: dict[str, Any] | None = None,
+    problem_options: dict[str, Any] | None = None,
+    status: str = "ok",
+    reason: str = "",
+    metrics: dict[str, float] | None = None,
+    samples: dict[str, list[float]] | None = None,
+    environment: dict[str, Any] | None = None,
+    version: str = "abc123",
+    started_at: str = "2026-01-01T00:00:00+00:00",
+    **cell: Any,
+) -> Record:
+    """One record; what is not given is plain."""
+    asked = Cell(
+        problem=problem,
+        problem_options={"shots": 100, "samples": 1} if problem_options is None else problem_options,
+        method=method,
+        options={"inner_steps": 100, "inner_lr": 0.01} | (options or {}),
+        probe=probe,
+        **cell,
+    )
+    return Record(
+        benchmark_version=version,
+        sweep=probe,
+        cell_id=asked.cell_id,
+        cell=asked,
+        status=status,  # type: ignore[arg-type]
+        reason=reason,
+        metrics=metrics or {},
+        samples=samples or {},
+        environment=ENVIRONMENT | (environment or {}),
+        started_at=started_at,
+        duration_s=1.0,
+    )
+
+
+def fill(directory: Path, records: list[Record]) -> Path:
+    """A store of these records."""
+    with Store(directory).writer() as writer:
+        for record in records:
+            writer.append(record)
+    return directory
+
+
+def amaml(states: int | None = 50, backward: str = "modified_euler") -> dict[str, Any]:
+    """Resolved options of amaml."""
+    return {"forward": "dopri5", "backward": backward, "num_states": states, "rtol": 1e-5, "prox": 0.0}
+
+
+# name, options, memory law (bytes at n steps), time law (seconds), error to the flow and to the unrolled gradient
+METHODS: list[tuple[str, dict[str, Any], Any, Any, float, float]] = [
+    ("maml", {}, lambda n: 80_000 * n + 200_000, lambda n: 1.1e-3 * n, 4e-3, 3e-8),
+    ("remat-maml", {"segment": 1}, lambda n: 24_000 * n + 300_000, lambda n: 1.5e-3 * n, 4e-3, 3e-8),
+    ("remat-maml", {"segment": "sqrt"}, lambda n: 90_000 * n**0.5 + 300_000, lambda n: 1.7e-3 * n, 4e-3, 3e-8),
+    ("fomaml", {}, lambda n: 250_000, lambda n: 4e-4 * n, 0.4, 0.41),
+    ("reptile", {}, lambda n: 220_000, lambda n: 3.9e-4 * n, 0.9, 0.91),
+    ("imaml", {"variant": "paper-gd", "lam": 1.0}, lambda n: 270_000, lambda n: 4.2e-4 * n + 2e-3, 0.3, 0.31),
+    ("amaml", amaml(), lambda n: 1_300_000, lambda n: 0.02 + 1e-4 * n, 2e-4, 4.1e-3),
+    ("amaml", amaml(backward="rk4"), lambda n: 1_350_000, lambda n: 0.03 + 1e-4 * n, 3e-6, 4e-3),
+    ("amaml", amaml(None), lambda n: 24_000 * n + 250_000, lambda n: 1.4e-3 * n, 9e-7, 4e-3),
+]
+
+
+def cost_records(steps: list[int]) -> list[Record]:
+    """E3 and the errors beside it; maml's largest update runs out of memory."""
+    records = []
+    for n in steps:
+        for method, extra, memory, time, flow, unrolled in METHODS:
+            common = {"method": method, "options": {"inner_steps": n} | extra}
+            if method == "maml" and n == max(steps) and len(steps) > 1:
+                records.append(
+                    make_record("memory", status="oom", reason="needs more memory | than there is", **common)
+                )
+            else:
+                live = {"peak_live_bytes": memory(n), "states_stored": n}
+                records.append(make_record("memory", metrics=live, **common))
+            raw = [time(n) * (1 + 0.02 * i) for i in range(-2, 3)]
+            took = {"outer_update_seconds": time(n)}
+            records.append(make_record("time", metrics=took, samples={"outer_update_seconds": raw}, **common))
+            if n >= 20:
+                stuck = {"not_converged_tasks": 100} if method == "imaml" else {}
+                found = {"rel_error_flow": flow, "rel_error_unrolled": unrolled, "cosine_unrolled": 1 - unrolled**2 / 2}
+                asked = {"shots": 100, "samples": 20}  # more samples do not make it another update
+                records.append(make_record("error", metrics=found | stuck, problem_options=asked, **common))
+                counted = {"grad_evals": n, "hvp_evals": 0 if method in ("fomaml", "reptile") else n}
+                records.append(make_record("counts", metrics=counted, **common))
+    return records
+
+
+def error_record(error: float, **rest: Any) -> Record:
+    """An error with a spread of a tenth over 20 samples."""
+    raw = [error * (1 + 0.1 * (-1) ** i) for i in range(20)]
+    return make_record("error", metrics={"rel_error_flow": error}, samples={"rel_error_flow": raw}, **rest)
+
+
+def closed_form_records(ode: str, horizons: list[float], states: list[int]) -> list[Record]:
+    """E1: second order, down to rounding."""
+    records = []
+    for horizon in horizons:
+        for k in states:
+            for dtype, floor in (("float32", 2e-7), ("float64", 1e-15)):
+                options = {"inner_steps": k, "inner_lr": horizon / k}
+                error = 0.3 * horizon**3 * k**-2.0 * 100 + floor
+                common = {"problem": "closed_form", "problem_options": {"ode": ode, "samples": 20}, "dtype": dtype}
+                schemes = amaml(k) | options
+                records.append(error_record(error, method="adjoint", options=schemes, **common))
+                records.append(
+                    error_record(2 * error, method="autodiff", options=options | {"forward": "heun"}, **common)
+                )
+    return records
+
+
+def cosmixture_records(horizons: list[float], states: list[int]) -> list[Record]:
+    """E2: schemes of order 1, 2 and 4, unstable where h·9 > 2 (2.78 for rk4)."""
+    records = []
+    for horizon in horizons:
+        for k in states:
+            for backward, order, limit in (("euler", 1, 2.0), ("modified_euler", 2, 2.0), ("rk4", 4, 2.78)):
+                steps = round(horizon / 0.01)
+                common = {
+                    "method": "amaml",
+                    "options": amaml(k, backward) | {"inner_steps": steps},
+                    "problem_options": {"shots": 100, "samples": 20},
+                    "dtype": "float64",
+                }
+                if 9 * horizon / k > limit:
+                    remedy = f"100 of 100 tasks: The backward {backward} steps are unstable; raise num_states."
+                    records.append(make_record("error", status="diverged", reason=remedy, **common))
+                else:
+                    records.append(error_record((horizon / k) ** order + 1e-10, **common))
+    return records
+
+
+@pytest.fixture
+def everything() -> list[Record]:
+    """A small store that fills every section."""
+    return [
+        *cost_records([10, 50, 100, 500, 1000]),
+        *closed_form_records("forced_linear", [0.5, 2.0], [10, 100, 1000]),
+        *closed_form_records("logistic", [1.0], [10, 100]),
+        *cosmixture_records([0.5, 20.0], [10, 50, 100, 500]),
+    ]
+
+
+@pytest.fixture
+def make() -> Any:
+    """``make_record``."""
+    return make_record
+
+
+@pytest.fixture
+def store() -> Any:
+    """``fill``."""
+    return fill
+
+
+@pytest.fixture
+def error_at() -> Any:
+    """``error_record``."""
+    return error_record

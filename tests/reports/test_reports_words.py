@@ -1,0 +1,31 @@
+import pytest
+
+from reports import words
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (words.error(1.234e-4), "1.23e-4"),
+        (words.error(1.0e-12, 2.5e-13), "1.00e-12 ± 2.50e-13"),
+        (words.error(1e-3, NAN), "1.00e-3"),
+        (words.error(0.0), "0"),
+        (words.error(NAN), "–"),
+        (words.size(512), "512 B"),
+        (words.size(3 * 2**20), "3.00 MiB"),
+        (words.size(5 * 2**40), "5120 GiB"),
+        (words.seconds(0.0123), "12.3 ms"),
+        (words.seconds(5e-6), "5.00 µs"),
+        (words.seconds(2.0, 1.9, 2.25), "2.00 s (1.90–2.25)"),
+        (words.fixed(-0.001), "0.00"),
+        (words.share(0.0131), "1.31 %"),
+        (words.share(2.5), "250 %"),
+        (words.plural(1, "step"), "1 step"),
+        (words.plural(2, "step"), "2 steps"),
+        (words.count(1234.0), "1,234"),
+    ],
+)
+def test_words(said, expected):
+    assert said == expected
