@@ -95,13 +95,17 @@ class Cell(_Frozen):
 
 
 class Record(_Frozen):
-    """One answer: a line of the store."""
+    """One answer: a line of the store.
+
+    ``target`` is what the method with these options estimates, as the worker told it; empty where no worker answered.
+    """
 
     schema_version: int = SCHEMA_VERSION
     benchmark_version: str
     sweep: str
     cell_id: str
     cell: Cell
+    target: str = ""
     status: Status
     reason: str = ""
     metrics: dict[str, float | int] = Field(default_factory=dict)

@@ -25,7 +25,7 @@ def main() -> None:
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:
-    """Measure one cell: ``{cell, threads, memory_limit_bytes}`` -> ``{status, reason, metrics, samples}``."""
+    """Measure one cell: ``{cell, threads, memory_limit_bytes}`` -> a record's own fields."""
     if limit := request.get("memory_limit_bytes"):
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     import torch
@@ -39,7 +39,8 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     cell = Cell.model_validate(request["cell"])
     try:
         problem = make_problem(cell.problem, cell.problem_options)
-        result = asdict(PROBES[cell.probe](problem, cell))
+        _, target = problem.resolve_method(cell.method, cell.options)
+        result = {"target": target} | asdict(PROBES[cell.probe](problem, cell))
     except InputError as error:
         return _failure("skipped", str(error))
     except (MemoryError, RuntimeError) as error:

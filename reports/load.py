@@ -13,13 +13,6 @@ import pandas as pd
 
 from bench.records import METRICS, RECORDS_FILE, Record, Store, canonical_json, current
 
-# What a method estimates, where its record does not say so: reports cannot ask the method without importing torch.
-TARGETS = {
-    "unrolled": ("maml", "remat-maml", "anil", "autodiff"),
-    "flow": ("amaml", "adjoint", "comln", "forward-sensitivity"),
-    "stationary": ("imaml",),
-    "surrogate": ("fomaml", "reptile"),
-}
 LABELLED = ("inner_steps", "inner_lr", "num_states", "backward", "variant")  # shown by place, not as key=value
 UNASKED = ("samples",)  # how often a question is asked is no part of the question
 
@@ -139,7 +132,7 @@ def tabulate(records: Sequence[Record]) -> pd.DataFrame:
                 "method": cell.method,
                 "series": series,
                 "label": label,
-                "target": str(options.get("target") or _target(cell.method, options)),
+                "target": record.target,
                 "options": canonical_json(options),
                 "inner_steps": options["inner_steps"],
                 "inner_lr": options["inner_lr"],
@@ -168,14 +161,6 @@ def tabulate(records: Sequence[Record]) -> pd.DataFrame:
         )
     frame = pd.DataFrame(rows)
     return frame.astype({"num_states": "Int64", **dict.fromkeys(METRICS, "float64")})
-
-
-def _target(method: str, options: Mapping[str, Any]) -> str:
-    if method == "amaml" and options.get("forward") == options.get("backward") == "euler":
-        return "unrolled"
-    if options.get("variant") == "official":
-        return "surrogate"
-    return next((target for target, methods in TARGETS.items() if method in methods), "")
 
 
 def _names(method: str, options: Mapping[str, Any], odd: str) -> tuple[str, str]:

@@ -92,7 +92,8 @@ def _joined(rows: pd.DataFrame) -> dict[str, object]:
             worst.probe, worst.status, worst.reason, worst.not_converged_tasks, strict=True
         )
     }
-    about = {name: first[name] for name in ("label", "method", "target", "dtype", "where")}
+    about = {name: first[name] for name in ("label", "method", "dtype", "where")}
+    about["target"] = max(rows.target)  # a row without an answer has none
     return about | values | {"seconds_low": low, "seconds_high": high, "by_probe": by_probe}
 
 

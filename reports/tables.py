@@ -15,8 +15,8 @@ from reports.summary import Comparison, Line, Scaling, orders, smallest_stable
 PROBE_OF = {
     "peak_live_bytes": "memory",
     "outer_update_seconds": "time",
-    "grad_evals": "counts",
-    "hvp_evals": "counts",
+    "grad_evals": "memory",
+    "hvp_evals": "memory",
     "rel_error_flow": "error",
     "rel_error_unrolled": "error",
     "cosine_unrolled": "error",

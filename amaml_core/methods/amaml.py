@@ -24,8 +24,8 @@ class AMAML(MetaGradientMethod):
     Attributes:
         forward: "dopri5", any other torchdiffeq solver, or "euler", "heun", "rk4" on ``num_states`` equal steps.
         backward: "modified_euler", "euler", "rk4" along the tracked states; "backsolve" tracks none.
-        num_states: K equal intervals of each task's [0, T_b]; "accepted": the forward solver's own steps, so that
-            ``rtol`` governs both; None: ``inner_steps``.
+        num_states: K equal intervals of each task's [0, T_b], ``inner_steps`` where none is given; "accepted": the
+            forward solver's own steps, so that ``rtol`` governs both.
         rtol: of an adaptive forward solver.
         atol: likewise.
         prox: μ.
@@ -44,7 +44,9 @@ class AMAML(MetaGradientMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_solver(self.forward, self._states, self.rtol, self.atol)
+        if self.num_states is None:
+            object.__setattr__(self, "num_states", self.inner_steps)
+        check_solver(self.forward, self.num_states, self.rtol, self.atol)
         check_backward(self.backward)
         positive_number("prox", self.prox, or_zero=True)
         if self.stopping is not None and not callable(getattr(self.stopping, "index", None)):
@@ -60,17 +62,13 @@ class AMAML(MetaGradientMethod):
         """μ."""
         return self.prox
 
-    @property
-    def _states(self) -> NumStates:
-        return self.inner_steps if self.num_states is None else self.num_states
-
     def _solve(self, inner: InnerProblem, horizon: Tensor, keep: bool) -> tuple[Trajectory, Tensor]:
         path = solve(
             lambda t, u: -inner.gradient(u),
             inner.start(),
             horizon,
             solver=self.forward,
-            num_states=self._states,
+            num_states=self.num_states or self.inner_steps,
             rtol=self.rtol,
             atol=self.atol,
             keep=keep or self.stopping is not None,
@@ -103,7 +101,7 @@ class AMAML(MetaGradientMethod):
                 horizon,
                 terminal,
                 solver=self.forward,
-                num_states=self._states,
+                num_states=self.num_states or self.inner_steps,
                 rtol=self.rtol,
                 atol=self.atol,
                 integrate=self.prox > 0,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from amaml_core import Status
+
+STATS = ("grad_evals", "hvp_evals", "states_stored", "forward_steps")
 
 
 @dataclass
@@ -17,6 +19,10 @@ class Measurement:
     reason: str = ""
     metrics: dict[str, float | int] = field(default_factory=dict)
     samples: dict[str, list[float]] = field(default_factory=dict)
+
+    def count(self, stats: Mapping[str, int]) -> None:
+        """Take over the counters that a method keeps."""
+        self.metrics |= {name: stats[name] for name in STATS if name in stats}
 
     def judge(self, statuses: Sequence[Status]) -> None:
         """Note diverged tasks, which decide the cell's status, and count those that did not converge."""

@@ -11,9 +11,6 @@ from bench.probes.base import Measurement
 from bench.problems.base import BenchProblem
 from bench.records import Cell
 
-STATS = ("grad_evals", "hvp_evals", "states_stored", "forward_steps")
-
-
 class OperatorCount(TorchDispatchMode):
     """Counts the operators that reach the dispatcher below autograd and vmap.
 
@@ -38,7 +35,7 @@ def measure(problem: BenchProblem, cell: Cell) -> Measurement:
         out = update()
     with OperatorCount() as operators:
         update()
-    result = Measurement(metrics={name: out.stats[name] for name in STATS if name in out.stats})
-    result.metrics |= {"flops": flops.get_total_flops(), "dispatched_ops": operators.count}
+    result = Measurement(metrics={"flops": flops.get_total_flops(), "dispatched_ops": operators.count})
+    result.count(out.stats)
     result.judge(out.status)
     return result

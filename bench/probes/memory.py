@@ -74,6 +74,6 @@ def measure(problem: BenchProblem, cell: Cell) -> Measurement:
     with LiveBytes() as tracker:
         out = update()
     result.metrics["peak_live_bytes"] = tracker.peak
-    result.metrics["states_stored"] = out.stats.get("states_stored", 0)
+    result.count(out.stats)
     result.judge(out.status)
     return result

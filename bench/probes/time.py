@@ -35,5 +35,6 @@ def measure(problem: BenchProblem, cell: Cell) -> Measurement:
     result = Measurement(samples={"outer_update_seconds": samples})
     result.metrics["outer_update_seconds"] = statistics.median(samples)
     result.metrics["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    result.count(out.stats)
     result.judge(out.status)
     return result

@@ -19,6 +19,17 @@ ENVIRONMENT = {
     "load": 0.1,
 }
 
+TARGETS = {
+    "maml": "unrolled",
+    "remat-maml": "unrolled",
+    "amaml": "flow",
+    "adjoint": "flow",
+    "autodiff": "unrolled",
+    "imaml": "stationary",
+    "fomaml": "surrogate",
+    "reptile": "surrogate",
+}
+
 
 def make_record(
     probe: str = "memory",
@@ -34,6 +45,7 @@ def make_record(
     environment: dict[str, Any] | None = None,
     version: str = "abc123",
     started_at: str = "2026-01-01T00:00:00+00:00",
+    target: str | None = None,
     **cell: Any,
 ) -> Record:
     """One record; what is not given is plain."""
@@ -50,6 +62,7 @@ def make_record(
         sweep=probe,
         cell_id=asked.cell_id,
         cell=asked,
+        target=TARGETS.get(method, "") if target is None else target,
         status=status,  # type: ignore[arg-type]
         reason=reason,
         metrics=metrics or {},
