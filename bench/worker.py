@@ -40,7 +40,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     try:
         problem = make_problem(cell.problem, cell.problem_options)
         _, target = problem.resolve_method(cell.method, cell.options)
-        result = {"target": target} | asdict(PROBES[cell.probe](problem, cell))
+        measured = asdict(PROBES[cell.probe](problem, cell))
     except InputError as error:
         return _failure("skipped", str(error))
     except (MemoryError, RuntimeError) as error:
@@ -48,8 +48,8 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
             raise
         return _failure("oom", "The outer update needs more memory than there is; take fewer steps, tasks or states.")
     for kind in ("metrics", "samples"):
-        result[kind] = {name: value for name, value in result[kind].items() if _finite(value)}
-    return result
+        measured[kind] = {name: value for name, value in measured[kind].items() if _finite(value)}
+    return {"target": target, **measured}
 
 
 def out_of_memory(error: BaseException) -> bool:

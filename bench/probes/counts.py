@@ -11,6 +11,7 @@ from bench.probes.base import Measurement
 from bench.problems.base import BenchProblem
 from bench.records import Cell
 
+
 class OperatorCount(TorchDispatchMode):
     """Counts the operators that reach the dispatcher below autograd and vmap.
 
