@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from amaml_core.errors import InputError
+from amaml_core.errors import InputError, positive_integer, positive_number
 from amaml_core.ode import EULER, FIXED_GRIDS, HEUN, RK4, NumStates, Tableau, Trajectory, check_solver, solve
 
 Linearize = Callable[[Tensor, Tensor], tuple[Tensor, Callable[[Tensor], Tensor]]]
@@ -173,8 +173,7 @@ def adjoint_gradient(
     """
     check_solver(forward, num_states, rtol, atol)
     check_backward(backward)
-    if not t1 > 0:
-        raise InputError(f"t1={t1!r} is not a positive end time.")
+    positive_number("t1", t1)
     shape = u0.shape
 
     def field(t: Tensor, u: Tensor) -> Tensor:
@@ -218,6 +217,8 @@ def autodiff_gradient(
     """
     if forward not in FIXED_GRIDS:
         raise InputError(f"forward={forward!r} is unknown here; choose one of {', '.join(FIXED_GRIDS)}.")
+    positive_integer("num_states", num_states)
+    positive_number("t1", t1)
     h = u0.new_tensor(t1 / num_states)
     with torch.enable_grad():
         start = u = u0.detach().requires_grad_()

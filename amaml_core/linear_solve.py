@@ -39,8 +39,9 @@ def conjugate_gradient(
         steps: the largest number of products.
         tol: relative residual.
     """
-    x, residual, direction = torch.zeros_like(b), b, b
+    residual, direction = b, b
     squared = b.square().sum(-1)
+    x = torch.where(torch.isfinite(squared).unsqueeze(-1), 0.0, torch.nan).expand_as(b)  # NaN in, NaN out
     size = squared.clamp_min(torch.finfo(b.dtype).tiny)
     negative = torch.zeros_like(squared, dtype=torch.bool)
     for iteration in range(steps):

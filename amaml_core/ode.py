@@ -11,7 +11,7 @@ import torchdiffeq
 from jaxtyping import Float
 from torch import Tensor
 
-from amaml_core.errors import InputError
+from amaml_core.errors import InputError, positive_integer, positive_number
 
 Field = Callable[[Tensor, Tensor], Tensor]
 """f(t [B, 1], u [B, d]) -> du/dt [B, d]."""
@@ -67,7 +67,8 @@ RK4 = Tableau(
 )
 FIXED_GRIDS = {"euler": EULER, "heun": HEUN, "rk4": RK4}
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
-OTHER_FIXED = ("midpoint", "heun2", "heun3", "explicit_adams", "implicit_adams")  # torchdiffeq's own
+ADAMS = ("explicit_adams", "implicit_adams")
+OTHER_FIXED = ("midpoint", "heun2", "heun3", *ADAMS)  # torchdiffeq's own
 SOLVERS = (*FIXED_GRIDS, *ADAPTIVE, *OTHER_FIXED)
 MAX_STEPS = 1_000_000  # an adaptive solve that needs more has met something that it cannot follow
 
@@ -138,29 +139,31 @@ def solve(
     counts = {"accepted": 0, "rejected": 0}
     track_steps = keep and num_states == "accepted"
 
-    class Scaled:
-        def __call__(self, s: Tensor, u: Tensor) -> Tensor:
-            return scale * field(s * scale, u)
+    def scaled(s: Tensor, u: Tensor) -> Tensor:
+        return scale * field(s * scale, u)
 
-        def callback_accept_step(self, s: Tensor, u: Tensor, ds: Tensor) -> None:
-            counts["accepted"] += 1
-            if track_steps:
-                accepted.append((s, u))
+    def accept(s: Tensor, u: Tensor, ds: Tensor) -> None:
+        counts["accepted"] += 1
+        if track_steps:
+            accepted.append((s, u))
 
-        def callback_reject_step(self, s: Tensor, u: Tensor, ds: Tensor) -> None:
-            counts["rejected"] += 1
+    def reject(s: Tensor, u: Tensor, ds: Tensor) -> None:
+        counts["rejected"] += 1
 
-    intervals = num_states if isinstance(num_states, int) and (keep or solver not in ADAPTIVE) else 1
+    intervals = num_states if isinstance(num_states, int) else 1
     grid = torch.linspace(0, 1, intervals + 1, dtype=torch.float64, device=u0.device)
-    options: dict[str, Any] = {}
+    kept = grid if keep else grid[[0, -1]]
+    options: dict[str, Any] = {"grid_constructor": lambda f, u, s: grid}
     if solver in ADAPTIVE:
+        # torchdiffeq looks for its callbacks among the attributes of the function
+        scaled.__dict__.update(callback_accept_step=accept, callback_reject_step=reject)
         # the last step ends on T itself, so that the adjoint starts from a solver state and not from an interpolant
         options = {"norm": _largest_rms, "max_num_steps": MAX_STEPS, "step_t": grid[-1:]}
+    elif solver in ADAMS:
+        options["max_order"] = 4  # torchdiffeq's default of 12 has hardly any stability left
     try:
         with torch.no_grad():
-            states = torchdiffeq.odeint(
-                Scaled(), u0, grid, rtol=rtol, atol=atol, method=solver, options=options or None
-            )
+            states = torchdiffeq.odeint(scaled, u0, kept, rtol=rtol, atol=atol, method=solver, options=options)
     except AssertionError as error:  # torchdiffeq's way to say so; its message may print whole tensors
         raise SolverFailedError(str(error).split(":")[0][:80]) from error
     assert isinstance(states, Tensor)
@@ -170,7 +173,7 @@ def solve(
         return Trajectory(times, [*(u for _, u in accepted), states[-1]], **_tally(counts))
     if solver not in ADAPTIVE:
         counts["accepted"] = intervals
-    times = grid.unsqueeze(1) * horizon
+    times = kept.unsqueeze(1) * horizon
     return Trajectory(times, states, **_tally(counts))
 
 
@@ -211,8 +214,7 @@ def check_solver(solver: str, num_states: object, rtol: float, atol: float) -> N
                 f'num_states="accepted" needs an adaptive forward solver ({", ".join(ADAPTIVE)}); '
                 f"{solver!r} has a fixed grid, so give an integer."
             )
-    elif not isinstance(num_states, int) or isinstance(num_states, bool) or num_states < 1:
-        raise InputError(f'num_states={num_states!r} is neither a positive integer nor "accepted"; choose one.')
-    for name, value in (("rtol", rtol), ("atol", atol)):
-        if not isinstance(value, int | float) or not value > 0:
-            raise InputError(f"{name}={value!r} is not a positive number; 1e-6 is a good start.")
+    else:
+        positive_integer("num_states", num_states)
+    positive_number("rtol", rtol)
+    positive_number("atol", atol)

@@ -74,7 +74,10 @@ class MetaProblem:
         self.model, self.inner_loss, self.outer_loss, self.chunk_size = model, inner, outer, chunk_size
         self.engine: Engine = engine
         every = dict(model.named_parameters())
-        pattern = re.compile(".*" if adapt is None else adapt)
+        try:
+            pattern = re.compile(".*" if adapt is None else adapt)
+        except re.error as error:
+            raise InputError(f"adapt={adapt!r} is not a regular expression ({error}); correct it.") from None
         self._shapes = {name: value.shape for name, value in every.items() if pattern.fullmatch(name)}
         if not self._shapes:
             raise InputError(f"adapt={adapt!r} matches none of the parameters {', '.join(every)}; correct the pattern.")
@@ -151,8 +154,9 @@ class MetaProblem:
         """The losses of these tasks as functions of u alone, ``[B, d]``; evaluations are counted.
 
         Raises:
-            InputError: the tasks' dtype or device is not θ's.
+            InputError: the tasks' dtype or device is not θ's, or the model was put into a mode that has a memory.
         """
+        _refuse_stateful(self.model)
         for name in ("support_x", "support_y", "query_x", "query_y"):
             value: Tensor = getattr(tasks, name)
             if value.device != theta.device:
@@ -186,9 +190,12 @@ class MetaProblem:
         try:
             return vmap(function)(*arguments)
         except RuntimeError as error:
-            if "random" not in str(error):
+            if "random" in str(error):
+                raise InputError("The model draws random numbers in its forward pass; switch dropout off.") from error
+            if isinstance(error, torch.OutOfMemoryError) or not re.search("size|shape|dtype", str(error)):
                 raise
-            raise InputError("The model draws random numbers in its forward pass; switch dropout off.") from error
+            told = str(error).splitlines()[0]
+            raise InputError(f"The model or the loss cannot take these tasks ({told}); mend the shapes.") from error
 
     def _call(self, u: Tensor, x: Tensor) -> Tensor:
         return functional_call(self.model, {**self._frozen(), **self._split(u)}, (x,))

@@ -5,35 +5,34 @@ A rule picks the index of the point that a task stops at; the meta-gradient hold
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from amaml_core.errors import InputError
+from amaml_core.errors import positive_integer, positive_number
 from amaml_core.ode import Trajectory
 from amaml_core.problem import InnerProblem
 
 
-class Stopping(Protocol):
+class Stopping(ABC):
     """A rule for when to stop."""
 
+    @abstractmethod
     def index(self, inner: InnerProblem, trajectory: Trajectory) -> Int[Tensor, " tasks"]:
         """For each task the tracked point to stop at, 1 … K (0 would be no training at all)."""
-        ...
 
 
 @dataclass(frozen=True)
-class GradientNorm:
+class GradientNorm(Stopping):
     """Stop at the first tracked point where ‖∇L_tr(u)‖₂ ≤ ``tol``; at T where there is none."""
 
     tol: float
 
     def __post_init__(self) -> None:
-        if not self.tol > 0:
-            raise InputError(f"GradientNorm(tol={self.tol!r}) needs a positive tolerance.")
+        positive_number("GradientNorm.tol", self.tol)
 
     def index(self, inner: InnerProblem, trajectory: Trajectory) -> Int[Tensor, " tasks"]:
         """See ``Stopping.index``."""
@@ -48,14 +47,13 @@ class GradientNorm:
 
 
 @dataclass(frozen=True)
-class QueryLoss:
+class QueryLoss(Stopping):
     """Stop at the lowest query loss before it failed to improve at ``patience`` tracked points in a row."""
 
     patience: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.patience, int) or self.patience < 1:
-            raise InputError(f"QueryLoss(patience={self.patience!r}) needs a positive number of tracked points.")
+        positive_integer("QueryLoss.patience", self.patience)
 
     def index(self, inner: InnerProblem, trajectory: Trajectory) -> Int[Tensor, " tasks"]:
         """See ``Stopping.index``."""

@@ -187,16 +187,16 @@ def _run_cell(plan: Plan, cell: Cell, timeout_s: float, command: Sequence[str], 
         command,
         interrupt,
     )
-    return Record(
-        benchmark_version=benchmark_version(cell.probe),
-        sweep=plan.sweep,
-        cell_id=cell.cell_id,
-        cell=cell,
-        environment=plan.environments[cell.probe],
-        started_at=started.isoformat(timespec="seconds"),
-        duration_s=round(time.perf_counter() - began, 3),
-        **answer,
-    )
+    asked = {
+        "benchmark_version": benchmark_version(cell.probe),
+        "sweep": plan.sweep,
+        "cell_id": cell.cell_id,
+        "cell": cell,
+        "environment": plan.environments[cell.probe],
+        "started_at": started.isoformat(timespec="seconds"),
+        "duration_s": round(time.perf_counter() - began, 3),
+    }
+    return Record.model_validate(asked | answer)
 
 
 def _ask_worker(

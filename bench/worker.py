@@ -34,6 +34,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     from bench.probes import PROBES
     from bench.problems import make_problem
     from bench.records import Cell
+    from bench.versions import benchmark_version
 
     torch.set_num_threads(request["threads"])
     cell = Cell.model_validate(request["cell"])
@@ -49,7 +50,8 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         return _failure("oom", "The outer update needs more memory than there is; take fewer steps, tasks or states.")
     for kind in ("metrics", "samples"):
         measured[kind] = {name: value for name, value in measured[kind].items() if _finite(value)}
-    return {"target": target, **measured}
+    # the sources as this process found them: they may have changed since the sweep began
+    return {"target": target, "benchmark_version": benchmark_version(cell.probe), **measured}
 
 
 def out_of_memory(error: BaseException) -> bool:

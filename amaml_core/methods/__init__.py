@@ -35,7 +35,7 @@ def create_method(name: str, **options: Any) -> MetaGradientMethod:
         >>> am.create_method("amaml", inner_steps=200, inner_lr=0.01).horizon
         2.0
     """
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise InputError(f"Unknown method {name!r}; choose one of {', '.join(METHODS)}.")
     known = [field.name for field in fields(METHODS[name])]
     for option in options:

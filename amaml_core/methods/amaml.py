@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from amaml_core.adjoint import BACKWARD, AdjointSolution, backsolve, check_backward, tracked
-from amaml_core.errors import InputError
-from amaml_core.methods.base import OK, MetaGradientMethod, Outcome, Status, Target, positive_number
+from amaml_core.errors import InputError, positive_number
+from amaml_core.methods.base import OK, MetaGradientMethod, Outcome, Status, Target
 from amaml_core.ode import NumStates, Trajectory, check_solver, solve
 from amaml_core.problem import InnerProblem
 from amaml_core.stopping import Stopping
@@ -49,7 +49,7 @@ class AMAML(MetaGradientMethod):
         check_solver(self.forward, self.num_states, self.rtol, self.atol)
         check_backward(self.backward)
         positive_number("prox", self.prox, or_zero=True)
-        if self.stopping is not None and not callable(getattr(self.stopping, "index", None)):
+        if self.stopping is not None and not isinstance(self.stopping, Stopping):
             raise InputError(f"stopping={self.stopping!r} is not a stopping rule; use GradientNorm, QueryLoss or None.")
 
     @property
@@ -81,7 +81,7 @@ class AMAML(MetaGradientMethod):
 
     def _adapt(self, inner: InnerProblem, horizon: Tensor) -> Outcome:
         path, horizon = self._solve(inner, horizon, keep=False)
-        return Outcome(path.states[-1], horizon)
+        return Outcome(path.states[-1].clone(), horizon)
 
     def _differentiate(self, inner: InnerProblem, horizon: Tensor) -> Outcome:
         def linearize(t: Tensor, u: Tensor):
@@ -89,7 +89,7 @@ class AMAML(MetaGradientMethod):
             return -point.gradient, lambda v: -point.hvp(v)
 
         path, horizon = self._solve(inner, horizon, keep=self.backward != "backsolve")
-        end = path.states[-1]
+        end = path.states[-1].clone()  # a view would keep the whole trajectory alive
         loss, terminal = inner.query_gradient(end)
         horizon_grad = None
         if self.target == "flow":

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from amaml_core.errors import InputError
+from amaml_core.errors import InputError, positive_integer, positive_number
 from amaml_core.ode import SolverFailedError
 from amaml_core.problem import InnerProblem, MetaProblem
 from amaml_core.tasks import TaskBatch
@@ -176,6 +176,8 @@ class MetaGradientMethod(ABC):
     def _over_chunks(
         self, problem: MetaProblem, meta: Tensor | Mapping[str, Tensor], tasks: TaskBatch, run: Run
     ) -> tuple[Outcome, dict[str, int]]:
+        if not isinstance(tasks, TaskBatch):
+            raise InputError(f"tasks is a {type(tasks).__name__}; pass a TaskBatch.")
         if isinstance(meta, Mapping) and set(meta) != {"theta"}:
             raise InputError(f"{self.name} learns only theta; the meta-parameters hold {', '.join(meta) or 'nothing'}.")
         theta = meta["theta"] if isinstance(meta, Mapping) else meta
@@ -221,9 +223,11 @@ def _fields(outcome: Outcome) -> tuple[Any, ...]:
 
 
 def _join(values: tuple[Any, ...]) -> Any:
+    if any(value is None for value in values):  # a failed task has NaN even where nobody asked for a gradient
+        return None
     if isinstance(values[0], Tensor):
         return torch.cat(values)
-    return None if values[0] is None else [one for several in values for one in several]
+    return [one for several in values for one in several]
 
 
 def _with_divergence(done: Outcome) -> list[Status]:
@@ -247,23 +251,3 @@ def gradient_descent(
         u = u - step * inner.gradient(u)
     inner.stats["forward_steps"] += steps
     return u
-
-
-def positive_integer(name: str, value: object) -> None:
-    """Refuse anything but a positive integer.
-
-    Raises:
-        InputError: naming the option.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InputError(f"{name}={value!r} is not a positive integer.")
-
-
-def positive_number(name: str, value: object, *, or_zero: bool = False) -> None:
-    """Refuse anything but a finite positive number (or zero, where that means something).
-
-    Raises:
-        InputError: naming the option.
-    """
-    if not isinstance(value, int | float) or not math.isfinite(value) or value < 0 or (value == 0 and not or_zero):
-        raise InputError(f"{name}={value!r} is not a {'non-negative' if or_zero else 'positive'} finite number.")

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from amaml_core.errors import InputError
+from amaml_core.errors import positive_integer
 from amaml_core.methods.base import MetaGradientMethod, Outcome, Target
 from amaml_core.problem import InnerProblem
 
@@ -29,8 +29,8 @@ class RematMAML(MetaGradientMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.segment != "sqrt" and (not isinstance(self.segment, int) or self.segment < 1):
-            raise InputError(f'segment={self.segment!r} is neither a positive number of steps nor "sqrt".')
+        if self.segment != "sqrt":
+            positive_integer("segment", self.segment)
 
     @property
     def target(self) -> Target:
