@@ -14,8 +14,8 @@ help: ## list the targets
 
 # The stamp is the last thing that an installation writes: a broken one is made again from the start.
 $(STAMP): pyproject.toml constraints.txt
-	rm -f $(STAMP)
-	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=/path/to/it" * (sys.version_info < (3, 11)))'
+	@rm -f $(STAMP)
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=/path/to/it" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	@echo 'Installing into $(VENV): this takes a minute or two.'
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -c constraints.txt -e '.[dev]'
