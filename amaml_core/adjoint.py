@@ -10,7 +10,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from amaml_core.errors import InputError, positive_integer, positive_number
-from amaml_core.ode import EULER, FIXED_GRIDS, HEUN, RK4, NumStates, Tableau, Trajectory, check_solver, solve
+from amaml_core.ode import (
+    EULER,
+    FIXED_GRIDS,
+    HEUN,
+    RK4,
+    NumStates,
+    SolverFailedError,
+    Tableau,
+    Trajectory,
+    check_solver,
+    solve,
+)
 
 Linearize = Callable[[Tensor, Tensor], tuple[Tensor, Callable[[Tensor], Tensor]]]
 """(t [B, 1], u [B, d]) -> (f(t, u) [B, d], the product v -> (∂f/∂u)ᵀ v)."""
@@ -18,6 +29,7 @@ Linearize = Callable[[Tensor, Tensor], tuple[Tensor, Callable[[Tensor], Tensor]]
 # Euler takes the Jacobian at the far (left) end: that makes it the exact reverse of forward Euler.
 BACKWARD = {"euler": replace(EULER, c=(1.0,)), "modified_euler": HEUN, "rk4": RK4}
 BACKWARDS = (*BACKWARD, "backsolve")
+BACKSOLVE_REMEDY = "track the states (any other backward=)"
 
 
 @dataclass(frozen=True)
@@ -102,11 +114,13 @@ def backsolve(
     num_states: NumStates,
     rtol: float,
     atol: float,
+    forward_steps: int,
     integrate: bool = False,
 ) -> AdjointSolution:
     """Solve state and adjoint backward together from (u(T), λ(T)), with no state kept (Chen et al. 2018).
 
-    A gradient flow is contracting, so its reverse is unstable: û(0) may be far from u(0), which ``start`` shows.
+    A gradient flow is contracting, so its reverse is unstable: û(0) may be far from u(0), which ``start`` shows. A
+    solve that needs far more steps than the ``forward_steps`` of the way out is chasing a solution that blows up.
 
     Raises:
         SolverFailedError: an adaptive solver gave up.
@@ -119,16 +133,20 @@ def backsolve(
         value, product = linearize(horizon.unsqueeze(1) - s, u)
         return torch.cat([-value, product(adjoint)] + ([adjoint] if integrate else []), dim=1)
 
-    path = solve(
-        reverse,
-        torch.cat(pieces, dim=1),
-        horizon,
-        solver=solver,
-        num_states=1 if num_states == "accepted" else num_states,
-        rtol=rtol,
-        atol=atol,
-        keep=False,
-    )
+    try:
+        path = solve(
+            reverse,
+            torch.cat(pieces, dim=1),
+            horizon,
+            solver=solver,
+            num_states=1 if num_states == "accepted" else num_states,
+            rtol=rtol,
+            atol=atol,
+            keep=False,
+            max_steps=100 + 4 * forward_steps,
+        )
+    except SolverFailedError as error:
+        raise SolverFailedError(f"the back-solve: {error}", BACKSOLVE_REMEDY) from error
     start, adjoint, *rest = path.states[-1].split(size, dim=1)
     return AdjointSolution(adjoint, rest[0] if rest else None, start=start)
 
@@ -197,7 +215,7 @@ def adjoint_gradient(
     end = path.states[-1]
     terminal = terminal_grad(end.reshape(shape)).reshape(1, -1)
     if backward == "backsolve":
-        solution = backsolve(linearize, end, horizon, terminal, **options)
+        solution = backsolve(linearize, end, horizon, terminal, forward_steps=path.steps, **options)
     else:
         solution = tracked(linearize, path, terminal, BACKWARD[backward])
     return end.reshape(shape), solution.adjoint.reshape(shape)

@@ -18,7 +18,15 @@ Field = Callable[[Tensor, Tensor], Tensor]
 
 
 class SolverFailedError(RuntimeError):
-    """The adaptive solver gave up: the state left the finite numbers, or no step was small enough."""
+    """The adaptive solver gave up: the state left the finite numbers, or too many or too small steps were needed.
+
+    Attributes:
+        remedy: what to do about it.
+    """
+
+    def __init__(self, message: str, remedy: str = "shorten the horizon or check the loss") -> None:
+        super().__init__(message)
+        self.remedy = remedy
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,7 @@ ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 ADAMS = ("explicit_adams", "implicit_adams")
 OTHER_FIXED = ("midpoint", "heun2", "heun3", *ADAMS)  # torchdiffeq's own
 SOLVERS = (*FIXED_GRIDS, *ADAPTIVE, *OTHER_FIXED)
-MAX_STEPS = 1_000_000  # an adaptive solve that needs more has met something that it cannot follow
+MAX_STEPS = 100_000  # an adaptive solve that needs more has met something that it cannot follow
 
 NumStates = int | Literal["accepted"]
 
@@ -111,6 +119,7 @@ def solve(
     rtol: float,
     atol: float,
     keep: bool = True,
+    max_steps: int = MAX_STEPS,
 ) -> Trajectory:
     """Solve du/dt = f(t, u) from u0 over each task's own [0, T_b].
 
@@ -127,6 +136,7 @@ def solve(
             accuracy does not depend on its neighbours.
         atol: likewise.
         keep: keep all K+1 states; otherwise only the first and the last.
+        max_steps: an adaptive solver gives up after so many between two tracked points.
 
     Raises:
         SolverFailedError: an adaptive solver gave up.
@@ -158,7 +168,7 @@ def solve(
         # torchdiffeq looks for its callbacks among the attributes of the function
         scaled.__dict__.update(callback_accept_step=accept, callback_reject_step=reject)
         # the last step ends on T itself, so that the adjoint starts from a solver state and not from an interpolant
-        options = {"norm": _largest_rms, "max_num_steps": MAX_STEPS, "step_t": grid[-1:]}
+        options = {"norm": _largest_rms, "max_num_steps": max_steps, "step_t": grid[-1:]}
     elif solver in ADAMS:
         options["max_order"] = 4  # torchdiffeq's default of 12 has hardly any stability left
     try:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from amaml_core.adjoint import BACKWARD, AdjointSolution, backsolve, check_backward, tracked
+from amaml_core.adjoint import BACKSOLVE_REMEDY, BACKWARD, AdjointSolution, backsolve, check_backward, tracked
 from amaml_core.errors import InputError, positive_number
 from amaml_core.methods.base import OK, MetaGradientMethod, Outcome, Status, Target
 from amaml_core.ode import NumStates, Trajectory, check_solver, solve
@@ -104,6 +104,7 @@ class AMAML(MetaGradientMethod):
                 num_states=self.num_states or self.inner_steps,
                 rtol=self.rtol,
                 atol=self.atol,
+                forward_steps=path.steps,
                 integrate=self.prox > 0,
             )
             inner.stats["states_stored"] += 1
@@ -119,7 +120,7 @@ class AMAML(MetaGradientMethod):
         if solution.start is not None:
             distance = (solution.start - start).norm(dim=-1)
             bad = ~(distance <= 1e-2 * (1 + start.norm(dim=-1)))  # NaN is bad too
-            remedy = "The back-solve missed the start of the trajectory; track the states (any other backward=)."
+            remedy = f"The back-solve missed the start of the trajectory; {BACKSOLVE_REMEDY}."
         elif self.target == "flow" and solution.stiffness is not None:
             bad = ~(solution.stiffness <= BACKWARD[self.backward].stability)
             remedy = f"The backward {self.backward} steps are unstable for this curvature; raise num_states."

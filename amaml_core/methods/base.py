@@ -204,7 +204,7 @@ class MetaGradientMethod(ABC):
             if len(tasks) > 1:  # one failing task must not take its neighbours along
                 return [o for one in tasks.chunks(1) for o in self._attempt(problem, theta, one, run, stats)]
             nan = torch.full_like(inner.start(), math.nan)
-            told = Status("diverged", f"The solver gave up ({error}); shorten the horizon or check the loss.")
+            told = Status("diverged", f"The solver gave up ({error}); {error.remedy}.")
             done = Outcome(nan, horizon, nan[:, 0], nan, nan[:, 0], [told])
         finally:
             for key, value in inner.stats.items():

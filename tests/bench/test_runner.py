@@ -164,7 +164,7 @@ def assert_complete(bench, tmp_path):
     )
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", [*range(5), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(5, 25))])
 def test_killed_at_a_random_moment_nothing_finished_is_lost(bench, tmp_path, seed):
     chance = random.Random(seed)
     with sweep_process(bench, tmp_path) as process:
