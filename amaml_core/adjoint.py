@@ -16,7 +16,6 @@ from amaml_core.ode import (
     HEUN,
     RK4,
     NumStates,
-    SolverFailedError,
     Tableau,
     Trajectory,
     check_solver,
@@ -29,7 +28,6 @@ Linearize = Callable[[Tensor, Tensor], tuple[Tensor, Callable[[Tensor], Tensor]]
 # Euler takes the Jacobian at the far (left) end: that makes it the exact reverse of forward Euler.
 BACKWARD = {"euler": replace(EULER, c=(1.0,)), "modified_euler": HEUN, "rk4": RK4}
 BACKWARDS = (*BACKWARD, "backsolve")
-BACKSOLVE_REMEDY = "track the states (any other backward=)"
 
 
 @dataclass(frozen=True)
@@ -133,20 +131,17 @@ def backsolve(
         value, product = linearize(horizon.unsqueeze(1) - s, u)
         return torch.cat([-value, product(adjoint)] + ([adjoint] if integrate else []), dim=1)
 
-    try:
-        path = solve(
-            reverse,
-            torch.cat(pieces, dim=1),
-            horizon,
-            solver=solver,
-            num_states=1 if num_states == "accepted" else num_states,
-            rtol=rtol,
-            atol=atol,
-            keep=False,
-            max_steps=100 + 4 * forward_steps,
-        )
-    except SolverFailedError as error:
-        raise SolverFailedError(f"the back-solve: {error}", BACKSOLVE_REMEDY) from error
+    path = solve(
+        reverse,
+        torch.cat(pieces, dim=1),
+        horizon,
+        solver=solver,
+        num_states=1 if num_states == "accepted" else num_states,
+        rtol=rtol,
+        atol=atol,
+        keep=False,
+        max_steps=100 + 4 * forward_steps,
+    )
     start, adjoint, *rest = path.states[-1].split(size, dim=1)
     return AdjointSolution(adjoint, rest[0] if rest else None, start=start)
 

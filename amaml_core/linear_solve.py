@@ -41,7 +41,7 @@ def conjugate_gradient(
     """
     residual, direction = b, b
     squared = b.square().sum(-1)
-    x = torch.where(torch.isfinite(squared).unsqueeze(-1), 0.0, torch.nan).expand_as(b)  # NaN in, NaN out
+    x = torch.zeros_like(b).masked_fill(~torch.isfinite(squared).unsqueeze(-1), torch.nan)  # NaN in, NaN out
     size = squared.clamp_min(torch.finfo(b.dtype).tiny)
     negative = torch.zeros_like(squared, dtype=torch.bool)
     for iteration in range(steps):

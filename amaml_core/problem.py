@@ -102,8 +102,10 @@ class MetaProblem:
         if seed is not None:
             source = copy.deepcopy(source)
             cuda = sorted({p.get_device() for p in source.parameters() if p.is_cuda})
-            with torch.random.fork_rng(devices=cuda):
-                torch.manual_seed(seed)
+            with torch.random.fork_rng(devices=cuda):  # only the generators that are used are seeded, and restored
+                torch.default_generator.manual_seed(seed)
+                for index in cuda:
+                    torch.cuda.default_generators[index].manual_seed(seed)
                 for module in source.modules():
                     if callable(reset := getattr(module, "reset_parameters", None)):
                         reset()
@@ -125,11 +127,11 @@ class MetaProblem:
         """A whole ``state_dict`` of the model with θ in it, ready for ``load_state_dict``."""
         self.check_theta(theta)
         parts = self._split(theta.detach())
-        state = self.model.state_dict()
+        state = {name: value.clone() for name, value in self.model.state_dict().items()}
         first_name = {id(value): name for name, value in reversed(list(self.model.named_parameters()))}
         for name, value in self.model.named_parameters(remove_duplicate=False):  # a tied weight has several names
             if (source := first_name[id(value)]) in parts:
-                state[name] = parts[source].clone()
+                state[name] = parts[source].clone()  # no entry shares memory with θ or with the model
         return state
 
     def check_theta(self, theta: Tensor) -> None:

@@ -27,7 +27,7 @@ class Stopping(ABC):
 
 @dataclass(frozen=True)
 class GradientNorm(Stopping):
-    """Stop at the first tracked point where ‖∇L_tr(u)‖₂ ≤ ``tol``; at T where there is none."""
+    """Stop at the first tracked point where ‖∇L_tr(u) + μ(u−θ)‖₂ ≤ ``tol``; at T where there is none."""
 
     tol: float
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from amaml_core.adjoint import BACKSOLVE_REMEDY, BACKWARD, AdjointSolution, backsolve, check_backward, tracked
+from amaml_core.adjoint import BACKWARD, AdjointSolution, backsolve, check_backward, tracked
 from amaml_core.errors import InputError, positive_number
 from amaml_core.methods.base import OK, MetaGradientMethod, Outcome, Status, Target
-from amaml_core.ode import NumStates, Trajectory, check_solver, solve
+from amaml_core.ode import NumStates, SolverFailedError, Trajectory, check_solver, solve
 from amaml_core.problem import InnerProblem
 from amaml_core.stopping import Stopping
 
@@ -44,9 +46,7 @@ class AMAML(MetaGradientMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_states is None:
-            object.__setattr__(self, "num_states", self.inner_steps)
-        check_solver(self.forward, self.num_states, self.rtol, self.atol)
+        check_solver(self.forward, self._states, self.rtol, self.atol)
         check_backward(self.backward)
         positive_number("prox", self.prox, or_zero=True)
         if self.stopping is not None and not isinstance(self.stopping, Stopping):
@@ -56,6 +56,14 @@ class AMAML(MetaGradientMethod):
     def target(self) -> Target:
         """Flow; unrolled where euler both ways makes it the gradient of discrete steps."""
         return "unrolled" if self.forward == self.backward == "euler" else "flow"
+
+    @property
+    def _states(self) -> NumStates:
+        return self.inner_steps if self.num_states is None else self.num_states
+
+    def options(self) -> dict[str, Any]:
+        """See ``MetaGradientMethod.options``; the number of states is written out too."""
+        return super().options() | {"num_states": self._states}
 
     @property
     def inner_prox(self) -> float:
@@ -68,7 +76,7 @@ class AMAML(MetaGradientMethod):
             inner.start(),
             horizon,
             solver=self.forward,
-            num_states=self.num_states or self.inner_steps,
+            num_states=self._states,
             rtol=self.rtol,
             atol=self.atol,
             keep=keep or self.stopping is not None,
@@ -95,18 +103,24 @@ class AMAML(MetaGradientMethod):
         if self.target == "flow":
             horizon_grad = -(terminal * inner.gradient(end)).sum(-1)
         if self.backward == "backsolve":
-            solution = backsolve(
-                linearize,
-                end,
-                horizon,
-                terminal,
-                solver=self.forward,
-                num_states=self.num_states or self.inner_steps,
-                rtol=self.rtol,
-                atol=self.atol,
-                forward_steps=path.steps,
-                integrate=self.prox > 0,
-            )
+            try:
+                solution = backsolve(
+                    linearize,
+                    end,
+                    horizon,
+                    terminal,
+                    solver=self.forward,
+                    num_states=self._states,
+                    rtol=self.rtol,
+                    atol=self.atol,
+                    forward_steps=path.steps,
+                    integrate=self.prox > 0,
+                )
+            except SolverFailedError:
+                if len(end) > 1:
+                    raise  # to be tried task by task
+                nowhere = torch.full_like(end, torch.nan)
+                solution = AdjointSolution(nowhere, start=nowhere)
             inner.stats["states_stored"] += 1
         else:
             scheme = BACKWARD[self.backward]
@@ -120,7 +134,7 @@ class AMAML(MetaGradientMethod):
         if solution.start is not None:
             distance = (solution.start - start).norm(dim=-1)
             bad = ~(distance <= 1e-2 * (1 + start.norm(dim=-1)))  # NaN is bad too
-            remedy = f"The back-solve missed the start of the trajectory; {BACKSOLVE_REMEDY}."
+            remedy = "The back-solve missed the start of the trajectory; track the states (any other backward=)."
         elif self.target == "flow" and solution.stiffness is not None:
             bad = ~(solution.stiffness <= BACKWARD[self.backward].stability)
             remedy = f"The backward {self.backward} steps are unstable for this curvature; raise num_states."

@@ -47,7 +47,9 @@ class Adaptation:
         adapted: u_b(T_b), ``[B, d]``.
         query_loss: L_val(u_b(T_b)), ``[B]``.
         horizon: T_b as used, early stopping included, ``[B]``.
-        status: one a task; a task that failed stays in its place with the values that it reached.
+        status: one a task; a task that failed stays in its place with the values that it reached. "diverged" means
+            values that are not finite, or an adjoint that is unstable or missed its start: huge but finite values of
+            a method that is exact for its discrete steps are "ok".
         stats: plain integers, summed over chunks: ``grad_evals``, ``hvp_evals``, ``forward_steps``, …
     """
 
@@ -140,6 +142,10 @@ class MetaGradientMethod(ABC):
         """T = K·α."""
         return self.inner_steps * self.inner_lr
 
+    def options(self) -> dict[str, Any]:
+        """All options, defaults written out: ``create_method(name, **options)`` makes the same method again."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
     def initial_meta_parameters(self, problem: MetaProblem, seed: int | None = 0) -> dict[str, Tensor]:
         """The meta-parameters to start from; ``{"theta": [d]}`` unless a method learns more."""
         return {"theta": problem.initial_parameters(seed)}
@@ -204,7 +210,7 @@ class MetaGradientMethod(ABC):
             if len(tasks) > 1:  # one failing task must not take its neighbours along
                 return [o for one in tasks.chunks(1) for o in self._attempt(problem, theta, one, run, stats)]
             nan = torch.full_like(inner.start(), math.nan)
-            told = Status("diverged", f"The solver gave up ({error}); {error.remedy}.")
+            told = Status("diverged", f"The solver gave up ({error}); shorten the horizon or check the loss.")
             done = Outcome(nan, horizon, nan[:, 0], nan, nan[:, 0], [told])
         finally:
             for key, value in inner.stats.items():

@@ -79,7 +79,7 @@ class MetaBenchProblem(BenchProblem):
     def resolve_method(self, method: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         """See ``BenchProblem.resolve_method``."""
         made = am.create_method(method, **options)
-        return asdict(made), made.target
+        return made.options(), made.target
 
     @abstractmethod
     def instance(

@@ -104,7 +104,7 @@ class ClosedForm(BenchProblem):
         if method == "adjoint":  # the same options as amaml's, as far as they make sense for a bare ODE
             made, target = am.create_method("amaml", **options), "flow"
             names = ("inner_steps", "inner_lr", "forward", "backward", "num_states", "rtol", "atol")
-            return {name: getattr(made, name) for name in names}, target
+            return {name: value for name, value in made.options().items() if name in names}, target
         if method == "autodiff":
             if unknown := set(options) - {"inner_steps", "inner_lr", "forward"}:
                 raise am.InputError(f"autodiff has no option {unknown.pop()!r}; it has inner_steps, inner_lr, forward.")

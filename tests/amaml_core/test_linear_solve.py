@@ -74,6 +74,22 @@ def test_a_zero_right_side_has_the_solution_zero():
     assert solution.negative_curvature.tolist() == [False, False]
 
 
+@pytest.mark.parametrize("value", [0.0, torch.nan, torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_right_sides_that_need_no_step_keep_their_dtype(value, dtype):
+    solution = am.conjugate_gradient(lambda v: v, torch.full((2, 3), value, dtype=dtype), steps=5)
+    assert (solution.x.dtype, solution.x.shape) == (dtype, (2, 3))
+    assert (solution.x == 0).all() if value == 0 else solution.x.isnan().all()
+
+
+def test_a_right_side_that_is_nan_is_not_taken_for_zero():
+    matrix, b = positive_definite(3, 4, 6)
+    b[1, 2] = torch.nan
+    solution = am.conjugate_gradient(times(matrix), b, steps=4)
+    assert solution.x[1].isnan().all()
+    assert torch.allclose(solution.x[[0, 2]], torch.linalg.solve(matrix, b)[[0, 2]], rtol=1e-8)
+
+
 def test_negative_curvature_stops_its_own_task_only():
     matrix, b = positive_definite(3, 4, 5)
     matrix[0] = -matrix[0]  # met at once: what is left is b, the direction of steepest descent

@@ -75,6 +75,16 @@ def test_accepted_steps_are_the_solvers_own(solver):
     assert torch.allclose(torch.stack(path.states), torch.stack([exact(t[:, None]) for t in path.times]), atol=1e-5)
 
 
+def test_every_accepted_point_is_a_step_of_the_scheme_and_none_an_interpolant():
+    path = run("bosh3", "accepted")
+    for j in range(path.steps):
+        t, u, h = path.times[j, :, None], path.states[j], path.times.diff(dim=0)[j, :, None]
+        k1 = logistic(t, u)
+        k2 = logistic(t + h / 2, u + h / 2 * k1)
+        k3 = logistic(t + 3 * h / 4, u + 3 * h / 4 * k2)
+        assert torch.allclose(path.states[j + 1], u + h / 9 * (2 * k1 + 3 * k2 + 4 * k3), rtol=1e-12)
+
+
 def test_rtol_governs_the_error():
     errors = [
         float((run("dopri5", 1, rtol=r, atol=r).states[-1] - exact(HORIZON[:, None])).norm()) for r in (1e-4, 1e-10)
@@ -95,3 +105,8 @@ def test_a_task_is_solved_as_if_it_were_alone():
 def test_a_solver_that_gives_up_says_so():
     with pytest.raises(am.SolverFailedError):
         am.solve(lambda t, u: u**2, START + 1, 50 * HORIZON, solver="dopri5", num_states=3, rtol=1e-6, atol=1e-8)
+
+
+def test_the_steps_of_a_whole_solve_are_bounded_not_those_between_two_points():
+    with pytest.raises(am.SolverFailedError, match="more than 5 steps"):
+        run("dopri5", 50, rtol=1e-10, atol=1e-12, max_steps=5)

@@ -258,3 +258,11 @@ def test_what_shows_only_on_evaluation_is_refused_too(model, loss, width, named)
         am.create_method("maml", inner_steps=1, inner_lr=0.1).meta_gradient(
             am.MetaProblem(model, loss), torch.ones(3), tasks
         )
+
+
+def test_unflattened_states_share_no_memory_with_the_model(regression):
+    part = am.MetaProblem(regression.model, MSE, adapt=".*bias")
+    before = {name: value.clone() for name, value in regression.model.state_dict().items()}
+    for value in part.unflatten(part.initial_parameters(None)).values():
+        value.fill_(7.0)
+    assert all(torch.equal(value, before[name]) for name, value in regression.model.state_dict().items())
