@@ -88,9 +88,8 @@ class Plan:
 
 
 def threads_for(probe: str) -> int:
-    """Torch threads of a worker: all cores where it runs alone, else its share."""
-    cores = environment.usable_cores()
-    return cores if probe in EXCLUSIVE_PROBES else max(1, cores // SHARED_WORKERS)
+    """Torch threads of a worker: all cores where time is measured, else one, so that two workers can run at once."""
+    return environment.usable_cores() if probe == "time" else 1
 
 
 def plan(sweep: str, cells: Sequence[Cell], store: Store, *, retry_failed: bool = False) -> Plan:
