@@ -163,7 +163,7 @@ def _closed_form(rows: pd.DataFrame) -> Section:
         "(in brackets) whose errors are above 100 units of rounding; modified Euler and Heun have order 2, Euler 1, "
         "rk4 4. On this ODE the adjoint's error can be worked out by hand for any scheme: the published adjoint column "
         "at T = 1 and 2 is that of the explicit midpoint rule on one interval fewer, not of modified Euler, and at "
-        "T = 0.1 and 0.5 that error stands in the column headed autodiff, so that the two seem to be swapped there.",
+        "T = 0.5 that error stands in the column headed autodiff, so that the two seem to be swapped there.",
         shown,
         [figure for figure in drawn if figure],
     )
