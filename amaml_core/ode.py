@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torchdiffeq
 from jaxtyping import Float
 from torch import Tensor
 
@@ -158,6 +157,8 @@ def solve(
 
     def reject(s: Tensor, u: Tensor, ds: Tensor) -> None:
         count("rejected")
+
+    import torchdiffeq  # brings SciPy along, half a second that programs without an adaptive solve need not wait
 
     intervals = num_states if isinstance(num_states, int) else 1
     grid = torch.linspace(0, 1, intervals + 1, dtype=torch.float64, device=u0.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -16,10 +17,31 @@ import torch
 from amaml_core import InputError
 
 PACKAGES = ("amaml-bench", "torch", "torchdiffeq", "numpy", "scipy", "jaxtyping", "pydantic")
+GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+BUSY_CORES = 0.25  # others' work from which on times are not to be trusted
 
 
 @dataclass(frozen=True)
-class Environment:
+class Moment:
+    """What changes while a sweep runs; never a key.
+
+    Attributes:
+        load: the 1-minute load average.
+        memory_available_bytes: of the machine.
+        cpu_mhz: current clock, 0 where it is not told.
+        gpu_mhz: current clock of the GPU's multiprocessors, 0 without a GPU.
+        gpu_throttling: why the GPU runs below its clock (NVML's reasons), empty where it does not.
+    """
+
+    load: float
+    memory_available_bytes: int
+    cpu_mhz: int
+    gpu_mhz: int
+    gpu_throttling: str
+
+
+@dataclass(frozen=True)
+class Environment(Moment):
     """The environment of a record. Two records may be compared only where the key that their metric needs agrees.
 
     Attributes:
@@ -30,12 +52,14 @@ class Environment:
         cpu: model name.
         cores: that this process may use.
         threads: that torch uses inside an operator.
+        governor: of the CPU's clock, or empty.
         memory_bytes: of the machine.
+        blas: that torch was built with.
+        cpu_capability: the instruction set that torch's kernels use.
         gpu: model, or empty.
         driver: of the GPU, or empty.
         packages: name -> version.
         git_revision: of the working directory's checkout, with "+dirty" where it has changes; never a key.
-        load: the 1-minute load average at the start; never a key.
     """
 
     counter_key: str
@@ -45,12 +69,14 @@ class Environment:
     cpu: str
     cores: int
     threads: int
+    governor: str
     memory_bytes: int
+    blas: str
+    cpu_capability: str
     gpu: str
     driver: str
     packages: dict[str, str]
     git_revision: str
-    load: float
 
 
 def choose_device(asked: str | None) -> str:
@@ -71,13 +97,24 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def busy(seconds: float = 0.5) -> str:
+    """A warning where other processes use the CPU just now, watched for so long; else empty."""
+    cores = psutil.cpu_count() or 1
+    used = psutil.cpu_percent(interval=seconds) / 100 * cores
+    if used < BUSY_CORES:
+        return ""
+    return f"The machine is busy ({used:.1f} of {cores} cores in use): times will be noisy; stop what else runs."
+
+
 def describe(device: str, threads: int) -> dict[str, Any]:
     """The environment of measurements on ``device`` with ``threads`` torch threads, as plain JSON."""
-    gpu, driver = _gpu() if device == "cuda" else ("", "")
+    gpu = torch.cuda.get_device_name() if device == "cuda" else ""
     counter_key = " | ".join(filter(None, [f"torch {torch.__version__.split('+')[0]}", device, gpu]))
     cpu, cores = _cpu_model(), usable_cores()
+    blas = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
     return asdict(
         Environment(
+            **moment(device),
             counter_key=counter_key,
             timing_key=f"{counter_key} | {cpu} | {cores} cores | {threads} threads",
             python=platform.python_version(),
@@ -85,12 +122,29 @@ def describe(device: str, threads: int) -> dict[str, Any]:
             cpu=cpu,
             cores=cores,
             threads=threads,
+            governor=GOVERNOR.read_text().strip() if GOVERNOR.exists() else "",
             memory_bytes=psutil.virtual_memory().total,
+            blas=blas[1] if blas else "",
+            cpu_capability=torch.backends.cpu.get_cpu_capability(),
             gpu=gpu,
-            driver=driver,
+            driver=_driver() if device == "cuda" else "",
             packages={name: found for name in PACKAGES if (found := _version(name))},
             git_revision=_git_revision(),
+        )
+    )
+
+
+def moment(device: str) -> dict[str, Any]:
+    """What is to be said of this moment, as plain JSON."""
+    clock = psutil.cpu_freq() if hasattr(psutil, "cpu_freq") else None
+    gpu_mhz, gpu_throttling = _gpu_clock() if device == "cuda" else (0, "")
+    return asdict(
+        Moment(
             load=round(psutil.getloadavg()[0], 2),
+            memory_available_bytes=psutil.virtual_memory().available,
+            cpu_mhz=round(clock.current) if clock else 0,
+            gpu_mhz=gpu_mhz,
+            gpu_throttling=gpu_throttling,
         )
     )
 
@@ -111,14 +165,31 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def _gpu() -> tuple[str, str]:
+def _driver() -> str:
     import pynvml
 
     try:
         pynvml.nvmlInit()
-        return torch.cuda.get_device_name(), pynvml.nvmlSystemGetDriverVersion()
+        return pynvml.nvmlSystemGetDriverVersion()
     except pynvml.NVMLError:
-        return torch.cuda.get_device_name(), ""
+        return ""
+
+
+def _gpu_clock() -> tuple[int, str]:
+    """The clock in MHz and the reasons for throttling by NVML's names; nothing where NVML does not answer."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        # by its UUID: the order of CUDA_VISIBLE_DEVICES is not NVML's
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties().uuid}")
+        reasons = pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
+        clock = pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM)
+    except pynvml.NVMLError:
+        return 0, ""
+    prefix = "nvmlClocksThrottleReason"
+    named = {name.removeprefix(prefix): bit for name, bit in vars(pynvml).items() if name.startswith(prefix)}
+    return clock, ", ".join(sorted(name for name, bit in named.items() if bit and bit & reasons == bit))
 
 
 def _git_revision() -> str:

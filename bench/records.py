@@ -45,7 +45,11 @@ class Metric:
 METRICS: dict[str, Metric] = {
     "outer_update_seconds": Metric("s", "lower", "timing_key", "median time of one meta-gradient"),
     "peak_live_bytes": Metric("B", "lower", "counter_key", "peak tensor bytes above the resting level, eager engine"),
-    "peak_cuda_allocated_bytes": Metric("B", "lower", "counter_key", "peak of torch.cuda.max_memory_allocated"),
+    "peak_saved_bytes": Metric("B", "lower", "counter_key", "the most of it that autograd held for a backward pass"),
+    "peak_allocated_bytes": Metric("B", "lower", "counter_key", "the allocator's own peak above the resting level"),
+    "peak_cuda_allocated_bytes": Metric("B", "lower", "counter_key", "the same on CUDA, in the allocator's blocks"),
+    "peak_cuda_requested_bytes": Metric("B", "lower", "counter_key", "the same on CUDA, as requested of the allocator"),
+    "device_used_bytes": Metric("B", "neither", "timing_key", "memory in use on the whole GPU after it (NVML)"),
     "peak_rss_bytes": Metric("B", "lower", "timing_key", "peak resident memory of the worker process"),
     "grad_evals": Metric("1", "lower", "counter_key", "batched gradients of the support loss"),
     "hvp_evals": Metric("1", "lower", "counter_key", "batched Hessian-vector products of the support loss"),
@@ -58,6 +62,7 @@ METRICS: dict[str, Metric] = {
     "rel_error_stationary": Metric("1", "lower", "counter_key", "relative L2 distance to the implicit gradient"),
     "cosine_flow": Metric("1", "higher", "counter_key", "cosine with the gradient of the flow"),
     "cosine_unrolled": Metric("1", "higher", "counter_key", "cosine with the gradient of K GD steps"),
+    "query_loss": Metric("1", "lower", "counter_key", "mean query loss at the end of the trajectory"),
     "not_converged_tasks": Metric("1", "lower", "counter_key", "tasks whose solver stopped short of its tolerance"),
 }
 

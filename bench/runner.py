@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -21,10 +22,12 @@ import psutil
 from bench import environment
 from bench.records import FINAL_STATUSES, Cell, Record, Store, environment_key
 from bench.versions import benchmark_version
+from bench.worker import OUT_OF_MEMORY
 
-EXCLUSIVE_PROBES = frozenset({"memory", "time"})  # these run alone on the machine; others run two at once
+EXCLUSIVE_PROBES = frozenset({"allocator", "memory", "time"})  # these run alone; others run two at once
 SHARED_WORKERS = 2
-MEMORY_SHARE = 0.7  # of what is available, for one worker
+MEMORY_SHARE = 0.7  # of what is available, for all workers that run at once
+WATCH_S = 0.1  # between two looks at a worker's time and memory
 KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 KEPT_PREFIXES = ("AMAML_BENCH_", "CUDA_", "NVIDIA_", "XDG_", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
@@ -41,7 +44,7 @@ class Reporter(Protocol):
 
 @dataclass
 class Interrupt:
-    """Ctrl-C: once asks to stop after the running cells, twice stops them too."""
+    """Ctrl-C: once asks to stop after the running cells, twice stops them too, without a record."""
 
     count: int = 0
     running: set[subprocess.Popen[bytes]] = field(default_factory=set)
@@ -55,8 +58,7 @@ class Interrupt:
             if self.count == 1:
                 say("Interrupted: finishing the running cells. Press Ctrl-C again to stop at once.")
             else:
-                for process in list(self.running):
-                    process.kill()
+                self.kill()
 
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -66,6 +68,11 @@ class Interrupt:
             yield
         finally:
             signal.signal(signal.SIGINT, before)
+
+    def kill(self) -> None:
+        """Stop all workers at once."""
+        for process in list(self.running):
+            _kill(process)
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ class Plan:
         todo: cells to run, in order.
         done: current final records of the others.
         complaints: one sentence for each unreadable line of the store.
-        settings: environment by what it describes: (device, threads).
+        environments: by probe, as the plan was made; a record has the moment of its own start.
     """
 
     sweep: str
@@ -106,7 +113,7 @@ def plan(sweep: str, cells: Sequence[Cell], store: Store, *, retry_failed: bool 
         if cell.probe not in environments:
             environments[cell.probe] = environment.describe(cell.device, threads_for(cell.probe))
         key = environments[cell.probe][environment_key(cell.probe)]
-        record = latest.get((cell.cell_id, benchmark_version(cell.probe), key))
+        record = latest.get((cell.cell_id, benchmark_version(cell), key))
         if record is not None and record.status in final:
             done.append(record)
         else:
@@ -119,6 +126,8 @@ def run(
     store: Store,
     *,
     timeout_s: float,
+    memory_bytes: int | None = None,
+    deadline: float = math.inf,
     reporter: Reporter,
     say: Callable[[str], None],
     command: Sequence[str] = (sys.executable, "-m", "bench.worker"),
@@ -129,6 +138,9 @@ def run(
         plan: from ``plan``.
         store: where the records go; locked meanwhile.
         timeout_s: of one cell.
+        memory_bytes: the most that a worker whose memory or time is measured may take, Python and torch included;
+            by default, and for all others, workers that run at once share ``MEMORY_SHARE`` of what is available.
+        deadline: in ``time.monotonic()`` seconds: no cell starts after it, and what still runs then leaves no record.
         reporter: told of every start and finish.
         say: prints a sentence for people.
         command: what starts a worker; tests plant faulty ones.
@@ -141,57 +153,85 @@ def run(
         OSError: the disk is full; everything before is kept.
     """
     interrupt, records = Interrupt(), []
-    pending: dict[Future[Record], Cell] = {}
+    pending: dict[Future[Record | None], Cell] = {}
+    quiet = False
 
     def collect(until: int) -> None:
         while len(pending) > until:
             finished, _ = wait(pending, return_when=FIRST_COMPLETED)
             for future in finished:
                 del pending[future]
-                record = future.result()
-                writer.append(record)
-                records.append(record)
-                reporter.finished(record)
+                if (record := future.result()) is not None:
+                    writer.append(record)
+                    records.append(record)
+                    reporter.finished(record)
 
     with store.writer() as writer, interrupt.caught(say), ThreadPoolExecutor(SHARED_WORKERS) as pool:
         try:
             for cell in plan.todo:
                 alone = cell.probe in EXCLUSIVE_PROBES
                 collect(0 if alone else SHARED_WORKERS - 1)
-                if interrupt.count:
+                if interrupt.count or time.monotonic() > deadline:
                     break
+                if cell.probe == "time" and not quiet:
+                    quiet = True
+                    if warning := environment.busy():
+                        say(warning)
                 reporter.started(cell)
-                pending[pool.submit(_run_cell, plan, cell, timeout_s, command, interrupt)] = cell
+                limits = _Limits(timeout_s, _allowance(cell, memory_bytes), deadline)
+                pending[pool.submit(_run_cell, plan, cell, limits, command, interrupt)] = cell
                 if alone:
                     collect(0)
             collect(0)
         except BaseException:
-            for process in list(interrupt.running):
-                process.kill()
+            interrupt.kill()
             raise
     return records, interrupt.count > 0
 
 
-def _run_cell(plan: Plan, cell: Cell, timeout_s: float, command: Sequence[str], interrupt: Interrupt) -> Record:
+@dataclass(frozen=True)
+class _Limits:
+    timeout_s: float
+    memory_bytes: int
+    deadline: float
+
+    def exceeded(self, process: subprocess.Popen[bytes], began: float) -> dict[str, Any] | None:
+        """The answer in place of a worker's own, once it has gone too far."""
+        if time.monotonic() - began > self.timeout_s:
+            return _failed(
+                "timeout", f"It ran longer than {self.timeout_s:g} s; raise timeout_s, or shorten the trajectory."
+            )
+        with suppress(psutil.Error):  # it may have ended just now
+            if psutil.Process(process.pid).memory_info().rss > self.memory_bytes:
+                return _out_of_memory(self)
+        return None
+
+
+def _allowance(cell: Cell, memory_bytes: int | None) -> int:
+    alone = cell.probe in EXCLUSIVE_PROBES
+    if memory_bytes is not None and alone:
+        return memory_bytes
+    return int(MEMORY_SHARE * psutil.virtual_memory().available / (1 if alone else SHARED_WORKERS))
+
+
+def _run_cell(plan: Plan, cell: Cell, limits: _Limits, command: Sequence[str], interrupt: Interrupt) -> Record | None:
     started, began = datetime.now(UTC), time.perf_counter()
-    answer = _ask_worker(
-        {
-            "cell": cell.model_dump(),
-            "threads": threads_for(cell.probe),
-            "memory_limit_bytes": int(MEMORY_SHARE * psutil.virtual_memory().available)
-            if cell.device == "cpu"
-            else None,
-        },
-        timeout_s,
-        command,
-        interrupt,
-    )
+    now = environment.moment(cell.device)
+    request = {
+        "cell": cell.model_dump(),
+        "threads": threads_for(cell.probe),
+        # CUDA maps more address space than any limit, so that there the watch has to do
+        "memory_limit_bytes": limits.memory_bytes if cell.device == "cpu" else None,
+    }
+    answer = _ask_worker(request, limits, command, interrupt)
+    if answer is None:
+        return None
     asked = {
-        "benchmark_version": benchmark_version(cell.probe),
+        "benchmark_version": benchmark_version(cell),
         "sweep": plan.sweep,
         "cell_id": cell.cell_id,
         "cell": cell,
-        "environment": plan.environments[cell.probe],
+        "environment": plan.environments[cell.probe] | now,
         "started_at": started.isoformat(timespec="seconds"),
         "duration_s": round(time.perf_counter() - began, 3),
     }
@@ -199,8 +239,9 @@ def _run_cell(plan: Plan, cell: Cell, timeout_s: float, command: Sequence[str], 
 
 
 def _ask_worker(
-    request: dict[str, Any], timeout_s: float, command: Sequence[str], interrupt: Interrupt
-) -> dict[str, Any]:
+    request: dict[str, Any], limits: _Limits, command: Sequence[str], interrupt: Interrupt
+) -> dict[str, Any] | None:
+    """A worker's answer, or one about its end; None if it was stopped by an interrupt or the deadline."""
     read, write = os.pipe()
     with os.fdopen(read, "rb") as pipe:
         try:
@@ -216,40 +257,59 @@ def _ask_worker(
         finally:
             os.close(write)
         interrupt.running.add(process)
-        timed_out = threading.Event()
-
-        def expire() -> None:
-            timed_out.set()
-            process.kill()
-
-        timer = threading.Timer(timeout_s, expire)
-        timer.start()
-        answer: list[bytes] = []
-        reader = threading.Thread(target=lambda: answer.append(pipe.read()))
+        began, verdict = time.monotonic(), None
+        told: list[bytes] = []
+        reader = threading.Thread(target=lambda: told.append(pipe.read()))
         reader.start()
-        try:
-            _, stderr = process.communicate(json.dumps(request).encode())
-        finally:
-            timer.cancel()
-            interrupt.running.discard(process)
+        asked: bytes | None = json.dumps(request).encode()
+        while True:
+            try:
+                _, stderr = process.communicate(asked, timeout=WATCH_S)
+                break
+            except subprocess.TimeoutExpired:
+                asked = None
+                verdict = verdict or limits.exceeded(process, began)
+                if verdict or time.monotonic() > limits.deadline:
+                    _kill(process)
+        interrupt.running.discard(process)
         reader.join()
-    if timed_out.is_set():
-        return _failed("timeout", f"It ran longer than {timeout_s:g} s; raise timeout_s, or shorten the trajectory.")
-    if process.returncode == 0:
+    if process.returncode and (interrupt.count > 1 or time.monotonic() > limits.deadline):
+        return None
+    return verdict or _answer(process.returncode, told[0], stderr.decode(errors="replace"), limits)
+
+
+def _answer(code: int, told: bytes, stderr: str, limits: _Limits) -> dict[str, Any]:
+    if code == 0:
         try:
-            return json.loads(answer[0])
+            return json.loads(told)
         except ValueError:
             return _failed("crashed", "The worker ended without a whole answer; run the cell again.")
-    last = stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
-    if process.returncode < 0:
-        name = signal.Signals(-process.returncode).name
+    last = (stderr.strip().splitlines() or ["no message"])[-1][:300]
+    if any(sign in last for sign in OUT_OF_MEMORY):
+        return _out_of_memory(limits)
+    if code < 0:
+        name = signal.Signals(-code).name
         hint = " (often the system's out-of-memory killer)" if name == "SIGKILL" else ""
-        return _failed("crashed", f"The worker was killed by {name}{hint}: {last[0][:300]}")
-    return _failed("crashed", f"The worker failed: {last[0][:300]}")
+        return _failed("crashed", f"The worker was killed by {name}{hint}: {last}; see it in-process with --cell.")
+    return _failed("crashed", f"The worker failed: {last}; see it in-process with --cell.")
+
+
+def _out_of_memory(limits: _Limits) -> dict[str, Any]:
+    return _failed(
+        "oom",
+        f"It needs more than the {limits.memory_bytes / 2**30:.3g} GiB that it may take; "
+        "use fewer steps, tasks or states, or raise --memory.",
+    )
 
 
 def _failed(status: str, reason: str) -> dict[str, Any]:
     return {"status": status, "reason": reason, "metrics": {}, "samples": {}}
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a worker and what it started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _scrubbed() -> dict[str, str]:

@@ -20,7 +20,7 @@ from amaml_core import InputError
 from bench.problems import make_problem, resolved_options
 from bench.records import Cell
 
-PROBES = ("counts", "error", "memory", "time")
+PROBES = ("allocator", "counts", "error", "memory", "time")
 SWEEPS = files("bench") / "sweeps"
 
 

@@ -7,6 +7,8 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+from bench.records import Cell
+
 
 @cache
 def source_hash(*sources: str) -> str:
@@ -22,8 +24,10 @@ def source_hash(*sources: str) -> str:
     return digest.hexdigest()[:12]
 
 
-def benchmark_version(probe: str) -> str:
-    """The version of the benchmark behind a probe's numbers: core, problems, oracles, the probe and the worker."""
-    return source_hash(
-        "amaml_core", "bench/problems", "bench/oracles.py", f"bench/probes/{probe}.py", "bench/worker.py"
-    )
+def benchmark_version(cell: Cell) -> str:
+    """The version of the benchmark behind a cell's numbers: core, problem, oracles, probe and worker."""
+    from bench.problems import PROBLEMS  # needs torch, which the readers of records do not have
+
+    sources = ["amaml_core", "bench/oracles.py", f"bench/probes/{cell.probe}.py", "bench/worker.py"]
+    problem = PROBLEMS[cell.problem].__module__
+    return source_hash(*sources, *(f"{module.replace('.', '/')}.py" for module in ("bench.problems.base", problem)))

@@ -13,6 +13,8 @@ from dataclasses import asdict
 from typing import Any
 
 PR_SET_PDEATHSIG = 1
+# the CPU allocator's complaint is a plain RuntimeError; where an exception cannot be raised the process aborts with it
+OUT_OF_MEMORY = ("CUDA out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "MemoryError")
 
 
 def main() -> None:
@@ -47,18 +49,16 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        return _failure("oom", "The outer update needs more memory than there is; take fewer steps, tasks or states.")
+        return _failure("oom", "The outer update needs more memory than it may take; use fewer steps, tasks or states.")
     for kind in ("metrics", "samples"):
         measured[kind] = {name: value for name, value in measured[kind].items() if _finite(value)}
     # the sources as this process found them: they may have changed since the sweep began
-    return {"target": target, "benchmark_version": benchmark_version(cell.probe), **measured}
+    return {"target": target, "benchmark_version": benchmark_version(cell), **measured}
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether this is the allocator's complaint; the CPU allocator's arrives as a plain RuntimeError."""
-    return isinstance(error, MemoryError) or any(
-        sign in str(error) for sign in ("CUDA out of memory", "can't allocate memory", "not enough memory")
-    )
+    """Whether this is the allocator's complaint."""
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
 
 
 def _finite(value: float | list[float]) -> bool:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
-from bench.probes import counts, error, memory, time
+from bench.probes import allocator, counts, error, memory, time
 
-PROBES = {"counts": counts.measure, "error": error.measure, "memory": memory.measure, "time": time.measure}
+PROBES = {
+    "allocator": allocator.measure,
+    "counts": counts.measure,
+    "error": error.measure,
+    "memory": memory.measure,
+    "time": time.measure,
+}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -33,3 +35,14 @@ class Measurement:
         short = sum(status == "not_converged" for status in statuses)
         if short:
             self.metrics["not_converged_tasks"] = self.metrics.get("not_converged_tasks", 0) + short
+
+
+@contextmanager
+def collected() -> Iterator[None]:
+    """Garbage is collected before, and not inside: when a reference cycle dies must not decide a peak."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

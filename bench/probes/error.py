@@ -13,7 +13,7 @@ from bench.records import Cell
 
 
 def measure(problem: BenchProblem, cell: Cell) -> Measurement:
-    """Relative L2 errors and cosines, one sample an initialisation; a metric is the mean of its samples."""
+    """Relative L2 errors, cosines, query loss, one sample an initialisation; a metric is the mean of its samples."""
     result = Measurement()
     samples: dict[str, list[float]] = defaultdict(list)
     statuses = []
@@ -23,6 +23,7 @@ def measure(problem: BenchProblem, cell: Cell) -> Measurement:
         grad = out.grad.double().cpu()
         if not bool(torch.isfinite(grad).all()):
             continue
+        samples["query_loss"].append(float(out.query_loss.mean()))
         for target, reference in problem.references(cell, sample).items():
             samples[f"rel_error_{target}"].append(relative_error(grad, reference))
             if grad.numel() > 1 and target != "stationary":

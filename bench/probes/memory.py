@@ -1,18 +1,21 @@
-"""Peak memory of one outer update."""
+"""Peak tensor memory of one outer update, exactly, eager engine."""
 
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.weak import WeakIdKeyDictionary
 
-from bench.probes.base import Measurement
+from bench.probes.base import Measurement, collected
 from bench.problems.base import BenchProblem
 from bench.records import Cell
 
@@ -26,12 +29,27 @@ class LiveBytes(TorchDispatchMode):
     Attributes:
         live: bytes alive now.
         peak: the most that were alive at once.
+        saved: bytes among ``live`` that autograd holds for a backward pass now.
+        peak_saved: the most that it held at once, which need not be when ``live`` was at its peak.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = self.peak = 0
-        self._known = WeakIdKeyDictionary()
+        self.live = self.peak = self.saved = self.peak_saved = 0
+        self._known = WeakIdKeyDictionary()  # storage -> its identity, None where it was there before
+        self._holders: Counter[int] = Counter()  # identity -> nodes of the graph that saved it
+        self._stack = ExitStack()
+
+    def __enter__(self) -> LiveBytes:
+        """Start to count."""
+        super().__enter__()
+        self._stack.enter_context(saved_tensors_hooks(self._pack, lambda saved: saved.tensor))
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Stop to look at operators; storages that die later are still taken off ``live``."""
+        self._stack.close()
+        super().__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Run the operator, then take stock of what it made."""
@@ -41,7 +59,7 @@ class LiveBytes(TorchDispatchMode):
         out = func(*args, **kwargs)
         for storage in _storages(out):
             if storage not in self._known:
-                self._known[storage] = None
+                self._known[storage] = len(self._known)
                 size = storage.nbytes()
                 self.live += size
                 self.peak = max(self.peak, self.live)
@@ -51,29 +69,47 @@ class LiveBytes(TorchDispatchMode):
     def _free(self, size: int) -> None:
         self.live -= size
 
+    def _pack(self, tensor: Tensor) -> _Saved:
+        # detached, for a saved result comes with its node, which would own itself and never be freed
+        saved, storage = _Saved(tensor.detach()), tensor.untyped_storage()
+        identity = self._known.get(storage)
+        if identity is not None:
+            size = storage.nbytes()
+            if not self._holders[identity]:
+                self.saved += size
+                self.peak_saved = max(self.peak_saved, self.saved)
+            self._holders[identity] += 1
+            weakref.finalize(saved, self._release, identity, size)
+        return saved
+
+    def _release(self, identity: int, size: int) -> None:
+        self._holders[identity] -= 1
+        if not self._holders[identity]:
+            del self._holders[identity]
+            self.saved -= size
+
+
+class _Saved:
+    """What a node of the graph holds in the place of a tensor: it dies with the node's claim on it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
 
 def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
     return (value.untyped_storage() for value in tree_iter(values) if isinstance(value, Tensor))
 
 
 def measure(problem: BenchProblem, cell: Cell) -> Measurement:
-    """``peak_live_bytes`` of one outer update, and on CUDA the allocator's peak above its resting level.
+    """``peak_live_bytes`` of one outer update, and ``peak_saved_bytes`` of it that autograd held for the way back.
 
     One update goes before, so that caches which grow in the first call are part of the resting level.
     """
     update = problem.update(cell, 0)
-    result = Measurement()
     update()
-    if cell.device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        resting = torch.cuda.memory_allocated()
-        update()
-        torch.cuda.synchronize()
-        result.metrics["peak_cuda_allocated_bytes"] = torch.cuda.max_memory_allocated() - resting
-    with LiveBytes() as tracker:
+    with collected(), LiveBytes() as tracker:
         out = update()
-    result.metrics["peak_live_bytes"] = tracker.peak
+    result = Measurement(metrics={"peak_live_bytes": tracker.peak, "peak_saved_bytes": tracker.peak_saved})
     result.count(out.stats)
     result.judge(out.status)
     return result

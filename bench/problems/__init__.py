@@ -8,12 +8,14 @@ from typing import Any
 from amaml_core import InputError
 from bench.problems.base import BenchProblem
 from bench.problems.closed_form import ClosedForm
+from bench.problems.custom import Custom
 from bench.problems.regression import Alpine, CosMixture
 
 PROBLEMS: dict[str, type[BenchProblem]] = {
     "alpine": Alpine,
     "closed_form": ClosedForm,
     "cosmixture": CosMixture,
+    "custom": Custom,
 }
 
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 import amaml_core as am
-from bench import oracles
 from bench.records import Cell
 
 
@@ -21,6 +20,11 @@ class Gradient(Protocol):
     @property
     def grad(self) -> Tensor:
         """The gradient, of any shape."""
+        ...
+
+    @property
+    def query_loss(self) -> Tensor:
+        """One a task: the loss at the end of the trajectory."""
         ...
 
     @property
@@ -95,7 +99,18 @@ class MetaBenchProblem(BenchProblem):
 
     def references(self, cell: Cell, sample: int) -> dict[str, Tensor]:
         """See ``BenchProblem.references``; computed once and kept in the oracle cache."""
-        options = cell.options
+        from bench import oracles  # brings SciPy along, which only the error probe needs
+
+        where = {k: v for k, v in asdict(self).items() if k != "samples"} | {"problem": cell.problem, "seed": cell.seed}
+        return {
+            target: oracles.cached(
+                target, where | {"sample": sample}, settings, lambda: self.instance(cell.seed, sample)
+            )
+            for target, settings in self.reference_settings(cell.options).items()
+        }
+
+    def reference_settings(self, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """The references that apply to a method with these options: target -> the oracle's own keywords."""
         steps, lr, prox = options["inner_steps"], options["inner_lr"], options.get("prox", 0.0)
         wanted: dict[str, dict[str, Any]] = {
             "flow": {"horizon": steps * lr, "prox": prox},
@@ -103,10 +118,4 @@ class MetaBenchProblem(BenchProblem):
         }
         if "lam" in options:
             wanted["stationary"] = {"lam": options["lam"]}
-        where = {k: v for k, v in asdict(self).items() if k != "samples"} | {"problem": cell.problem, "seed": cell.seed}
-        return {
-            target: oracles.cached(
-                target, where | {"sample": sample}, settings, lambda: self.instance(cell.seed, sample)
-            )
-            for target, settings in wanted.items()
-        }
+        return wanted

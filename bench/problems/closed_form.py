@@ -78,6 +78,7 @@ class OdeGradient:
     """A gradient at the ODE level, in the shape that probes read."""
 
     grad: Tensor
+    query_loss: Tensor
     status: tuple[am.Status, ...] = (am.Status("ok"),)
     stats: dict[str, int] = field(default_factory=dict)
 
@@ -124,7 +125,12 @@ class ClosedForm(BenchProblem):
         else:
             extra = {name: options[name] for name in ("backward", "rtol", "atol")}
             gradient = partial(am.adjoint_gradient, **common, num_states=options["num_states"], **extra)
-        return lambda: OdeGradient(gradient()[1])
+
+        def update() -> OdeGradient:
+            end, grad = gradient()
+            return OdeGradient(grad, ode.loss(end).reshape(1))
+
+        return update
 
     def references(self, cell: Cell, sample: int) -> dict[str, Tensor]:
         """See ``BenchProblem.references``."""

@@ -103,7 +103,7 @@ def test_a_second_run_repeats_only_what_is_not_final(bench, make_cell):
 
 def test_another_benchmark_version_is_measured_again(bench, make_cell, monkeypatch):
     bench([make_cell("good")])
-    monkeypatch.setattr(runner, "benchmark_version", lambda probe: "other")
+    monkeypatch.setattr(runner, "benchmark_version", lambda cell: "other")
     assert len(bench([make_cell("good")])) == 1
 
 
@@ -133,7 +133,7 @@ from pathlib import Path
 from bench import runner
 from bench.records import Cell, Store
 options = {"inner_steps": 1, "inner_lr": 0.1}
-cells = [Cell(problem="p", method=f"m{i}", options=options, probe="error") for i in range(30)]
+cells = [Cell(problem="closed_form", method=f"m{i}", options=options, probe="error") for i in range(30)]
 class Say:
     def started(self, cell): print("started", flush=True)
     def finished(self, record): print("finished", flush=True)

@@ -1,0 +1,102 @@
+"""A model and tasks of the user's own, from a function in a file."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import amaml_core as am
+from bench.problems.base import MetaBenchProblem
+
+Sampler = Callable[[int], am.TaskBatch]
+
+
+@dataclass(frozen=True)
+class Custom(MetaBenchProblem):
+    """What ``FILE.py:NAME`` makes: a function without arguments that returns a ``MetaProblem`` and a task sampler.
+
+    The sampler is called with a seed and returns a ``TaskBatch``; θ is the model's own values. Torch's generator is
+    seeded before either is called.
+
+    Attributes:
+        factory: "FILE.py:NAME".
+        source: hash of the file, so that a changed file asks another question; found out where it is not given.
+    """
+
+    factory: str = field(kw_only=True)
+    source: str = field(default="", kw_only=True)
+
+    text = "your own model and tasks, from FILE.py:NAME"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        path, _, name = self.factory.rpartition(":")
+        if not path or not name.isidentifier():
+            raise am.InputError(f"{self.factory!r} is not of the form FILE.py:NAME; name the function after a colon.")
+        if not Path(path).is_file():
+            raise am.InputError(f"There is no file {path}; check the path before the colon.")
+        source = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
+        if self.source not in ("", source):
+            raise am.InputError(f"{path} has changed since this sweep began; run the command again.")
+        object.__setattr__(self, "source", source)
+
+    def instance(
+        self, seed: int, sample: int, dtype: torch.dtype = torch.float64, device: str = "cpu"
+    ) -> tuple[am.MetaProblem, Tensor, am.TaskBatch]:
+        """See ``MetaBenchProblem.instance``: tasks follow from the seed, the model from the seed and the sample.
+
+        Raises:
+            InputError: the file, the function or what it returns is not usable.
+        """
+        problem, sampler = self._made(seed * 100_003 + sample)
+        theta = problem.initial_parameters(seed=None)
+        tasks = _seeded(seed, lambda: sampler(seed))
+        if not isinstance(tasks, am.TaskBatch):
+            raise am.InputError(f"The sampler of {self.factory} returned a {type(tasks).__name__}, not a TaskBatch.")
+        problem.model.to(device, dtype)
+        return problem, theta.to(device, dtype), tasks.to(device, dtype)
+
+    def reference_settings(self, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """The flow at a tolerance that a model of any size can pay, and the unrolled steps."""
+        wanted = super().reference_settings(options)
+        return {"flow": wanted["flow"] | {"rtol": 1e-6}, "unrolled": wanted["unrolled"]}
+
+    def _made(self, seed: int) -> tuple[am.MetaProblem, Sampler]:
+        path, _, name = self.factory.rpartition(":")
+        made = _seeded(seed, lambda: getattr(_load(path), name, None))
+        if not callable(made):
+            raise am.InputError(f"{path} has no function {name!r}; check the name after the colon.")
+        made = _seeded(seed, made)
+        if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], am.MetaProblem)):
+            raise am.InputError(
+                f"{self.factory} returned a {type(made).__name__}; it must return (MetaProblem, sampler), "
+                "see `amaml-bench profile --template`."
+            )
+        return made
+
+
+def _load(path: str) -> Any:
+    spec = importlib.util.spec_from_file_location("amaml_bench_custom", path)
+    if spec is None or spec.loader is None:
+        raise am.InputError(f"{path} is not a Python file; its name must end in .py.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses and pickle look for it
+    folder = str(Path(path).resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)  # what lies beside the file can be imported, as if it were run
+    spec.loader.exec_module(module)
+    return module
+
+
+def _seeded(seed: int, make: Callable[[], Any]) -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return make()
