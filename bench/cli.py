@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import errno
 import sys
+import time
 import tomllib
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_args
 
 import typer
+from pydantic import ByteSize, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.markup import escape
 
 from amaml_core import METHODS, InputError
-from bench import environment, runner, spec
+from bench import advice, environment, profile, runner, spec, worker
+from bench.estimate import estimate
 from bench.problems import PROBLEMS
-from bench.progress import make_reporter
-from bench.records import Status, Store, StoreBusyError
+from bench.progress import clock, make_reporter
+from bench.records import Cell, Status, Store, StoreBusyError
 
 DONE, BAD_INPUT, CELLS_FAILED, INTERRUPTED = 0, 2, 3, 130
 
@@ -50,7 +54,11 @@ def run(
     device: Annotated[str | None, typer.Option(help="cpu or cuda [cuda where there is one]")] = None,
     only: Annotated[str | None, typer.Option(help="only cells whose label or id matches")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, a TOML value, e.g. seed=3")] = None,
+    memory: Annotated[str | None, typer.Option(help="most a worker may take, e.g. 8GiB [70 % of what is free]")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the cells and run nothing")] = False,
+    cell_id: Annotated[
+        str | None, typer.Option("--cell", metavar="ID", help="run this one here, to debug it; keep no record")
+    ] = None,
     retry_failed: Annotated[
         bool, typer.Option(help="run cells again that diverged, timed out or ran out of memory")
     ] = False,
@@ -60,6 +68,10 @@ def run(
     chosen = environment.choose_device(device)
     loaded = spec.load_spec(sweep, _overrides(set_ or []))
     cells = spec.expand(loaded, device=chosen, only=only)
+    memory_bytes = _bytes(memory)
+    if cell_id is not None:
+        _run_here(cells, cell_id)
+        return
     store = Store(out_dir or Path("results") / loaded.name)
     plan = runner.plan(loaded.name, cells, store, retry_failed=retry_failed)
     for complaint in plan.complaints:
@@ -68,10 +80,14 @@ def run(
         waiting = {cell.cell_id for cell in plan.todo}
         for cell in cells:
             out.print(f"{cell.cell_id} {'todo' if cell.cell_id in waiting else 'done'} {cell.label}", markup=False)
-        out.print(f"{len(cells)} cells, {len(plan.todo)} to run.")
+        expected = estimate(plan.todo, store.read()[0])
+        guess = f", a guess for {expected.guessed} of them" if expected.guessed else ""
+        out.print(f"{len(cells)} cells, {len(plan.todo)} to run: at most {clock(expected.seconds)}{guess}.")
         return
     with make_reporter(loaded.name, len(plan.todo), len(plan.done), out, quiet) as reporter:
-        records, interrupted = runner.run(plan, store, timeout_s=loaded.timeout_s, reporter=reporter, say=err.print)
+        records, interrupted = runner.run(
+            plan, store, timeout_s=loaded.timeout_s, memory_bytes=memory_bytes, reporter=reporter, say=err.print
+        )
     everything = plan.done + records
     counts = {s: n for s in get_args(Status) if (n := sum(record.status == s for record in everything))}
     out.print(
@@ -83,6 +99,80 @@ def run(
     if counts.get("crashed", 0) + counts.get("timeout", 0):
         err.print("Some cells crashed or timed out; the reasons are above and in the records.")
         raise typer.Exit(CELLS_FAILED)
+
+
+@app.command("profile")
+def profile_command(
+    factory: Annotated[
+        str | None, typer.Argument(metavar="FILE.py:NAME", help="a function that makes your problem and tasks")
+    ] = None,
+    template: Annotated[bool, typer.Option("--template", help="print a file to start from")] = False,
+    steps: Annotated[str, typer.Option(help="trajectory lengths K to try")] = "5,20,50",
+    inner_lr: Annotated[float, typer.Option(help="inner learning rate; the horizon is K times it")] = 0.01,
+    memory: Annotated[str, typer.Option(help="what one outer update may take")] = "2GiB",
+    minutes: Annotated[float, typer.Option(help="what the whole profile may take")] = 3.0,
+    tolerance: Annotated[float, typer.Option(help="relative gradient error that you can live with")] = 0.05,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda [cuda where there is one]")] = None,
+    out_dir: Annotated[Path | None, typer.Option("--out", help="store of the records [results/profile-NAME]")] = None,
+    quiet: Annotated[bool, typer.Option(help="print only failures and the outcome")] = False,
+) -> None:
+    """Measure all methods on your own model and recommend one. Running it again goes on where it stopped."""
+    if template:
+        print((files("bench") / "template.py").read_text(), end="")
+        return
+    if factory is None:
+        raise InputError(
+            "Name a function as FILE.py:NAME; start from `amaml-bench profile --template > my_problem.py`."
+        )
+    began = time.monotonic()
+    if not minutes > 0:
+        raise InputError(f"--minutes {minutes:g} leaves no time; give more.")
+    chosen = environment.choose_device(device)
+    dtype = profile.check(factory, chosen)
+    cells = profile.plan_cells(factory, _lengths(steps), inner_lr, device=chosen, dtype=dtype)
+    store = Store(out_dir or Path("results") / f"profile-{factory.rpartition(':')[2]}")
+    todo = len(runner.plan("profile", cells, store).todo)
+    budget = profile.Budget(_bytes(memory) or 0, 60 * minutes - (time.monotonic() - began))
+    with make_reporter("profile", todo, len(cells) - todo, out, quiet) as reporter:
+        records, interrupted = profile.run(cells, store, budget, reporter=reporter, say=err.print)
+    found = advice.candidates(records)
+    out.print()
+    out.print(advice.table(found), width=max(out.width, 120))
+    out.print()
+    for line in advice.recommend(found, budget.memory_bytes, tolerance):
+        out.print(line, markup=False)
+    if missing := len(cells) - len(records):
+        out.print(f"Not measured for want of time or after a failure: {missing} of {len(cells)} cells.")
+    out.print(f"The records: {store.path}; `amaml-report build {store.directory}` makes the page.", markup=False)
+    if interrupted:
+        err.print("Interrupted. The same command goes on from here.")
+        raise typer.Exit(INTERRUPTED)
+
+
+def _lengths(text: str) -> list[int]:
+    try:
+        return sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise InputError(f"--steps {text!r} is not a list of whole numbers such as 5,20,50.") from None
+
+
+def _bytes(text: str | None) -> int | None:
+    if text is None:
+        return None
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError:
+        raise InputError(f"--memory {text!r} is not a size; write it as 2GiB or 500MB.") from None
+
+
+def _run_here(cells: list[Cell], cell_id: str) -> None:
+    """Run one cell in this process, so that a debugger or a traceback reaches it."""
+    found = [cell for cell in cells if cell.cell_id.startswith(cell_id)]
+    if len(found) != 1:
+        raise InputError(f"--cell {cell_id!r} fits {len(found)} cells; take one id from --dry-run.")
+    out.print(found[0].label, markup=False)
+    answer = worker.run({"cell": found[0].model_dump(), "threads": runner.threads_for(found[0].probe)})
+    out.print_json(data=answer)
 
 
 def _overrides(pairs: list[str]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class LineReporter:
         left = (time.monotonic() - self.began) / self.finished_count * (self.total - self.finished_count)
         numbers = " ".join(f"{name}={record.metrics[name]:.4g}" for name in HEADLINES if name in record.metrics)
         count = f"{self.finished_count:>{len(str(self.total))}}/{self.total}"
-        text = f"{record.cell.label}  {numbers if fine else record.reason}  ({_clock(left)} left)"
+        text = f"{record.cell.label}  {numbers if fine else record.reason}  ({clock(left)} left)"
         self.console.print(f"[{count}] {record.status:<8} {record.duration_s:6.1f} s  {text}", markup=False)
 
 
@@ -90,6 +90,7 @@ def make_reporter(sweep: str, total: int, done: int, console: Console, quiet: bo
         yield BarReporter(total, console, quiet, progress, progress.add_task("", total=total, now=""))
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """A duration for people."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -128,6 +128,7 @@ def run(
     timeout_s: float,
     memory_bytes: int | None = None,
     deadline: float = math.inf,
+    admit: Callable[[Cell, Sequence[Record]], bool] = lambda cell, records: True,
     reporter: Reporter,
     say: Callable[[str], None],
     command: Sequence[str] = (sys.executable, "-m", "bench.worker"),
@@ -141,6 +142,7 @@ def run(
         memory_bytes: the most that a worker whose memory or time is measured may take, Python and torch included;
             by default, and for all others, workers that run at once share ``MEMORY_SHARE`` of what is available.
         deadline: in ``time.monotonic()`` seconds: no cell starts after it, and what still runs then leaves no record.
+        admit: asked before a cell starts, with the records so far; what it refuses is left out.
         reporter: told of every start and finish.
         say: prints a sentence for people.
         command: what starts a worker; tests plant faulty ones.
@@ -173,6 +175,8 @@ def run(
                 collect(0 if alone else SHARED_WORKERS - 1)
                 if interrupt.count or time.monotonic() > deadline:
                     break
+                if not admit(cell, records):
+                    continue
                 if cell.probe == "time" and not quiet:
                     quiet = True
                     if warning := environment.busy():
