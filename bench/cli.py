@@ -137,7 +137,7 @@ def profile_command(
         records, interrupted = profile.run(cells, store, budget, reporter=reporter, say=err.print)
     found = advice.candidates(records)
     out.print()
-    out.print(advice.table(found), width=max(out.width, 120))
+    Console(width=max(out.width, 120)).print(advice.table(found))  # a row a line, also where nobody looks
     out.print()
     for line in advice.recommend(found, budget.memory_bytes, tolerance):
         out.print(line, markup=False)

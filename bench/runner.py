@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import psutil
 
 from bench import environment
-from bench.records import FINAL_STATUSES, Cell, Record, Store, environment_key
+from bench.records import FINAL_STATUSES, Cell, Record, Store, canonical_json, environment_key
 from bench.versions import benchmark_version
 from bench.worker import OUT_OF_MEMORY
 
@@ -239,7 +239,14 @@ def _run_cell(plan: Plan, cell: Cell, limits: _Limits, command: Sequence[str], i
         "started_at": started.isoformat(timespec="seconds"),
         "duration_s": round(time.perf_counter() - began, 3),
     }
-    return Record.model_validate(asked | answer)
+    try:
+        record = Record.model_validate(asked | answer)
+        canonical_json(record.model_dump())
+    except ValueError:
+        record = Record.model_validate(
+            asked | _failed("crashed", "The worker's answer is not a record: it holds NaN or a wrong field.")
+        )
+    return record
 
 
 def _ask_worker(

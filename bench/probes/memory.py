@@ -24,7 +24,9 @@ class LiveBytes(TorchDispatchMode):
     """Counts the bytes of all storages that operators create inside this mode and that are still alive.
 
     What existed before is the resting level and not counted; views share their storage; what the autograd graph saved
-    counts as long as it is held. Exact, deterministic, and blind to scratch space inside an operator.
+    counts as long as it is held. Exact, deterministic, and blind to scratch space inside an operator. One thing it
+    changes: autograd adds gradients that meet at a node in place, but not while a dispatch mode watches, so that a
+    peak at such a place reads one gradient too high.
 
     Attributes:
         live: bytes alive now.

@@ -1,6 +1,9 @@
+import sys
+
 import pytest
 
-from bench.records import Cell, Record
+from bench import runner
+from bench.records import Cell, Record, Store
 
 
 @pytest.fixture(autouse=True)
@@ -42,3 +45,73 @@ def make_record(make_cell):
         )
 
     return make
+
+
+STUB = """
+import json, os, sys, time
+request = json.loads(sys.stdin.read())
+method = request["cell"]["method"]
+with open(os.environ["AMAML_BENCH_TRACE"], "a") as trace:
+    trace.write(f"{method} {os.getpid()} start {time.monotonic()}\\n")
+def answer(**fields):
+    with os.fdopen(int(sys.argv[1]), "w") as pipe:
+        json.dump({"status": "ok", "reason": "", "metrics": {}, "samples": {}} | fields, pipe)
+if method == "hang":
+    time.sleep(600)
+elif method == "segfault":
+    os.kill(os.getpid(), 11)
+elif method == "raise":
+    raise RuntimeError("the reason")
+elif method == "silent":
+    sys.exit(0)
+elif method == "hog":
+    kept = []
+    while True:
+        kept.append(b"x" * 10_000_000)
+elif method == "greedy":
+    import resource
+    resource.setrlimit(resource.RLIMIT_DATA, (request["memory_limit_bytes"],) * 2)
+    kept = [b"x" * 10_000_000 for _ in range(10_000)]
+elif method == "abort":
+    sys.stderr.write("terminate called\\n  what():  std::bad_alloc\\n"); sys.stderr.flush(); os.abort()
+elif method == "nan":
+    answer(metrics={"flops": float("nan")})
+elif method == "wrong":
+    answer(status="fine")
+elif method == "torn":
+    os.write(int(sys.argv[1]), b'{"status": "o')
+elif method == "noisy":
+    print("x" * 1_000_000); sys.stderr.write("y" * 1_000_000); answer(metrics={"flops": 1})
+elif method == "slow":
+    time.sleep(0.3); answer()
+else:
+    answer(metrics={"flops": 7}, samples={"rel_error_flow": [0.5] * 100_000})
+with open(os.environ["AMAML_BENCH_TRACE"], "a") as trace:
+    trace.write(f"{method} {os.getpid()} end {time.monotonic()}\\n")
+"""
+
+
+class Quiet:
+    def started(self, cell):
+        pass
+
+    def finished(self, record):
+        pass
+
+
+@pytest.fixture
+def stub_bench(tmp_path, monkeypatch):
+    """Run cells with the stub in the worker's place; returns the new records."""
+    stub, trace = tmp_path / "stub.py", tmp_path / "trace"
+    stub.write_text(STUB)
+    trace.touch()
+    monkeypatch.setenv("AMAML_BENCH_TRACE", str(trace))
+    store = Store(tmp_path / "store")
+
+    def go(cells, retry_failed=False, say=print, **options):
+        plan = runner.plan("test", cells, store, retry_failed=retry_failed)
+        settings = {"timeout_s": 30.0} | options
+        return runner.run(plan, store, **settings, reporter=Quiet(), say=say, command=(sys.executable, str(stub)))[0]
+
+    go.store, go.trace, go.stub = store, trace, stub
+    return go
