@@ -131,7 +131,7 @@ def profile_command(
     dtype = profile.check(factory, chosen)
     cells = profile.plan_cells(factory, _lengths(steps), inner_lr, device=chosen, dtype=dtype)
     store = Store(out_dir or Path("results") / f"profile-{factory.rpartition(':')[2]}")
-    todo = len(runner.plan("profile", cells, store).todo)
+    todo = len(runner.plan("profile", cells, store, retry_failed=True).todo)
     budget = profile.Budget(_bytes(memory) or 0, 60 * minutes - (time.monotonic() - began))
     with make_reporter("profile", todo, len(cells) - todo, out, quiet) as reporter:
         records, interrupted = profile.run(cells, store, budget, reporter=reporter, say=err.print)

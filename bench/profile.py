@@ -109,7 +109,7 @@ def run(
         The records of these cells that there are now, and whether the run was interrupted.
     """
     deadline = time.monotonic() + budget.seconds
-    plan = runner.plan("profile", cells, store)
+    plan = runner.plan("profile", cells, store, retry_failed=True)  # the budget may have grown
 
     def admit(cell: Cell, new: Sequence[Record]) -> bool:
         known = [*plan.done, *new]

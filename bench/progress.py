@@ -19,7 +19,7 @@ from rich.progress import (
 
 from bench.records import Cell, Record
 
-HEADLINES = ("outer_update_seconds", "peak_live_bytes", "rel_error_flow", "flops")
+HEADLINES = ("outer_update_seconds", "peak_live_bytes", "peak_allocated_bytes", "rel_error_flow", "flops")
 
 
 class LineReporter:

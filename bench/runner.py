@@ -203,7 +203,9 @@ class _Limits:
         """The answer in place of a worker's own, once it has gone too far."""
         if time.monotonic() - began > self.timeout_s:
             return _failed(
-                "timeout", f"It ran longer than {self.timeout_s:g} s; raise timeout_s, or shorten the trajectory."
+                "timeout",
+                f"It ran longer than {self.timeout_s:g} s; shorten the trajectory, or raise timeout_s "
+                "and --retry-failed.",
             )
         with suppress(psutil.Error):  # it may have ended just now
             if psutil.Process(process.pid).memory_info().rss > self.memory_bytes:
@@ -296,7 +298,7 @@ def _answer(code: int, told: bytes, stderr: str, limits: _Limits) -> dict[str, A
         except ValueError:
             return _failed("crashed", "The worker ended without a whole answer; run the cell again.")
     last = (stderr.strip().splitlines() or ["no message"])[-1][:300]
-    if any(sign in last for sign in OUT_OF_MEMORY):
+    if any(sign in last for sign in (*OUT_OF_MEMORY, "Cannot allocate memory")):  # the last is the loader's
         return _out_of_memory(limits)
     if code < 0:
         name = signal.Signals(-code).name
@@ -309,7 +311,7 @@ def _out_of_memory(limits: _Limits) -> dict[str, Any]:
     return _failed(
         "oom",
         f"It needs more than the {limits.memory_bytes / 2**30:.3g} GiB that it may take; "
-        "use fewer steps, tasks or states, or raise --memory.",
+        "use fewer steps, tasks or states, or raise --memory and --retry-failed.",
     )
 
 

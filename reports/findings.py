@@ -9,12 +9,14 @@ import pandas as pd
 from reports import words
 from reports.paper import published
 from reports.summary import (
+    AGREE,
     Comparison,
     Scaling,
     closed_form_study,
     cosmixture_study,
     error_points,
     orders,
+    readings,
     smallest_stable,
 )
 
@@ -26,7 +28,20 @@ def findings(frame: pd.DataFrame, compared: list[Comparison], memory: list[Scali
     rivals = _rivals([*memory, *time])
     told = [_cost(law, "peak memory", "uses", words.size, rivals) for law in memory]
     told += [_cost(law, "time per update", "takes", words.seconds, rivals) for law in time]
+    told.append(agreement(readings(frame)))
     return list(filter(None, told)) + _accuracy(compared) + _closed_form(frame) + _cosmixture(frame)
+
+
+def agreement(both: pd.DataFrame) -> str:
+    """How far the two readings of memory are apart; empty where there are none."""
+    if both.empty:
+        return ""
+    apart, most = int((both.off > AGREE).sum()), words.share(both.off.max())
+    verdict = f"on {apart} they are more than {words.share(AGREE)} apart (at most {most}): mistrust those"
+    return (
+        f"Two readings of memory that share no code, of live tensors and of the allocator, were taken of "
+        f"{words.plural(len(both), 'update')}; {verdict if apart else f'they agree within {most}'}."
+    )
 
 
 def _rivals(laws: list[Scaling]) -> list[str]:

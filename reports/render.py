@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from reports import figures, summary, tables, words
+from reports import figures, findings, summary, tables, words
 from reports.figures import Figure
-from reports.findings import findings
 from reports.load import Results
 from reports.paper import published
 from reports.tables import Table
@@ -97,11 +96,11 @@ def _sections(frame: pd.DataFrame) -> tuple[list[Section], list[str]]:
         _overview(compared, look),
         _closed_form(summary.closed_form_study(frame)),
         _cosmixture(summary.cosmixture_study(frame)),
-        _law("memory", laws["memory"], look),
+        _memory(frame, laws["memory"], look),
         _law("time", laws["time"], look),
         _failures(frame),
     ]
-    return sections, findings(frame, compared, laws["memory"], laws["time"])
+    return sections, findings.findings(frame, compared, laws["memory"], laws["time"])
 
 
 def _overview(compared: list[summary.Comparison], look: dict) -> Section:
@@ -215,6 +214,14 @@ def _law(probe: str, laws: list[summary.Scaling], look: dict) -> Section:
         [tables.scaling(law, probe) for law in laws],
         [figure for figure in drawn if figure],
     )
+
+
+def _memory(frame: pd.DataFrame, laws: list[summary.Scaling], look: dict) -> Section:
+    section = _law("memory", laws, look)
+    readings = summary.readings(frame)
+    flagged = tables.disagreements(f"Readings more than {words.share(summary.AGREE)} apart", readings)
+    text = f"{section.text} {findings.agreement(readings)}".strip()
+    return replace(section, text=text, tables=section.tables + [flagged] * bool(flagged.rows))
 
 
 def _failures(frame: pd.DataFrame) -> Section:

@@ -13,6 +13,7 @@ import pandas as pd
 from reports import words
 
 METRIC_OF = {"memory": "peak_live_bytes", "time": "outer_update_seconds"}
+AGREE = 0.1  # the share by which the two readings of memory may differ before the report speaks up
 FIT_FROM = 20  # slopes are fitted on steps from here on: below, fixed costs hide the law
 REFERENCE_STEPS = 500
 LINE = ["horizon", "series", "where"]  # of a figure of errors: one scheme at one horizon in one precision
@@ -225,6 +226,23 @@ def _scaling(title: str, group: pd.DataFrame, metric: str) -> Scaling:
     maml = table[table.label == "maml"]["value"]
     table["ratio"] = table["value"] / (maml.iloc[0] if len(maml) else math.nan)
     return Scaling(title, reference, table)
+
+
+def readings(frame: pd.DataFrame) -> pd.DataFrame:
+    """Both readings of the memory of each eager update that has both, in one environment and one benchmark.
+
+    Columns: problem_label, label, where, inner_steps; ``live`` (the tracker's), ``allocated`` (the allocator's; on
+    CUDA as requested, before it rounds to blocks) and ``off``, by how much the first differs from the second.
+    """
+    frame = frame[(frame.engine == "eager") & (frame.status == "ok") & frame.probe.isin(["memory", "allocator"])]
+    told = frame.peak_cuda_requested_bytes.fillna(frame.peak_allocated_bytes)
+    same = ["setting", "method", "options", "where", "seed", "counter_key"]
+    about = ["problem_label", "label", "inner_steps"]
+    found = frame.assign(live=frame.peak_live_bytes, allocated=told).groupby(same)
+    both = found.agg(dict.fromkeys([*about, "live", "allocated"], "first")).reset_index()
+    both = both.dropna(subset=["live", "allocated"])
+    off = (both.live - both.allocated).abs() / both.allocated
+    return both.assign(off=off)[[*about, "where", "live", "allocated", "off"]]
 
 
 def log_slope(x: list[float], y: list[float]) -> float:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from reports import words
 from reports.paper import Published
-from reports.summary import Comparison, Line, Scaling, orders, smallest_stable
+from reports.summary import AGREE, Comparison, Line, Scaling, orders, smallest_stable
 
 PROBE_OF = {
     "peak_live_bytes": "memory",
@@ -167,6 +167,27 @@ def scaling(found: Scaling, probe: str) -> Table:
             }
         )
     return _table(found.title, rows, ("method", "not ok"))
+
+
+def disagreements(title: str, readings: pd.DataFrame) -> Table:
+    """The updates whose two readings of memory are too far apart, the farthest first."""
+    rows = readings[readings.off > AGREE].sort_values("off", ascending=False)
+    return _table(
+        title,
+        (
+            {
+                "problem": row.problem_label,
+                "method": row.label,
+                "steps": str(row.inner_steps),
+                "where": row.where,
+                "live tensors": words.size(row.live),
+                "allocator": words.size(row.allocated),
+                "apart": words.share(row.off),
+            }
+            for row in rows.itertuples()
+        ),
+        ("problem", "method", "where"),
+    )
 
 
 def failures(frame: pd.DataFrame) -> Table:

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -24,9 +25,19 @@ options = { inner_steps = 2, inner_lr = 0.1 }
 """
 
 
+BAD = """def f():
+    return 1 / 0
+def g():
+    import torch, amaml_core as am
+    x = torch.zeros(1, 1, 1)
+    return am.MetaProblem(torch.nn.Linear(1, 1), torch.nn.functional.mse_loss), lambda seed: am.TaskBatch(x, x, x, x)
+"""
+
+
 @pytest.fixture
 def cli(tmp_path):
     (tmp_path / "tiny.toml").write_text(TINY)
+    (tmp_path / "bad.py").write_text(BAD)
 
     def run(*arguments):
         command = [sys.executable, "-m", "bench", *arguments]
@@ -60,6 +71,45 @@ def test_a_dry_run_prints_the_cells_and_runs_none(cli, tmp_path):
     assert not (tmp_path / "store").exists()
 
 
+def test_one_cell_runs_in_process_and_leaves_no_record(cli, tmp_path):
+    (line,) = [line for line in cli("run", "tiny.toml", "--dry-run").stdout.splitlines() if "counts" in line]
+    done = cli("run", "tiny.toml", "--out", "store", "--cell", line.split()[0])
+    assert (done.returncode, '"grad_evals": 2' in done.stdout) == (0, True)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_dry_run_says_how_long_it_will_take_and_learns_from_the_store(cli):
+    guess = cli("run", "tiny.toml", "--out", "store", "--dry-run").stdout
+    assert "3 cells, 3 to run: at most" in guess
+    assert "a guess for 3 of them" in guess
+    cli("run", "tiny.toml", "--out", "store", "--only", "maml")
+    known = cli("run", "tiny.toml", "--out", "store", "--dry-run", "--set", "seed=1").stdout
+    assert "a guess for 2 of them" in known
+
+
+def test_a_runaway_maml_ends_as_a_row_and_not_as_a_dead_machine(cli, tmp_path):
+    grid = 'description = "x"\n[[grid]]\nprobe = "memory"\nproblem = "cosmixture"\nmethod = "maml"\n'
+    (tmp_path / "big.toml").write_text(grid + "options = { inner_steps = 5000, inner_lr = 0.01 }\n")
+    done = cli("run", "big.toml", "--out", "store", "--memory", "800MiB")
+    assert done.returncode == 0
+    (record,) = Store(tmp_path / "store").read()[0]
+    assert record.status == "oom"
+    assert "fewer steps" in record.reason
+
+
+def test_the_template_is_a_problem_that_can_be_profiled(cli, tmp_path):
+    """A quarter of a minute is not enough for all cells, and the profile keeps to it."""
+    (tmp_path / "mine.py").write_text(cli("profile", "--template").stdout)
+    began = time.monotonic()
+    done = cli("profile", "mine.py:my_problem", "--steps", "2", "--minutes", "0.25", "--out", "store", "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - began < 25
+    assert ("Use " in done.stdout) != ("No method" in done.stdout)
+    assert "Not measured" in done.stdout
+    records, _ = Store(tmp_path / "store").read()
+    assert {record.cell.problem_options["factory"] for record in records} == {"mine.py:my_problem"}
+
+
 def test_a_failing_cell_ends_in_exit_code_3(cli):
     done = cli("run", "tiny.toml", "--out", "store", "--set", "timeout_s=0.05")
     assert done.returncode == 3
@@ -79,6 +129,14 @@ def test_a_failing_cell_ends_in_exit_code_3(cli):
         (["run", "tiny.toml", "--out", "/proc/nowhere"], "/proc/nowhere"),
         (["run", "tiny.toml", "--nosuch"], "--nosuch"),
         (["list", "cats"], "cats"),
+        (["run", "tiny.toml", "--memory", "lots"], "lots"),
+        (["run", "tiny.toml", "--cell", "zzz"], "zzz"),
+        (["profile"], "--template"),
+        (["profile", "nowhere.py:f"], "nowhere.py"),
+        (["profile", "bad.py:f"], "line 2"),
+        (["profile", "bad.py:g", "--steps", "a"], "'a'"),
+        (["profile", "bad.py:g", "--minutes", "0"], "--minutes"),
+        (["profile", "bad.py:g", "--inner-lr", "-1"], "inner_lr"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(cli, arguments, culprit):

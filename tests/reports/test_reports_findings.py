@@ -42,3 +42,20 @@ def test_the_nearest_and_the_farthest_gradient_are_named(make):
     made = [make("error", method, metrics={"rel_error_flow": e}) for method, e in (("maml", 0.1), ("reptile", 0.9))]
     (line,) = told(made)
     assert line.index("maml is nearest") < line.index("reptile farthest")
+
+
+def readings_of(make, live):
+    return [
+        make("memory", metrics={"peak_live_bytes": live}),
+        make("allocator", metrics={"peak_allocated_bytes": 1000}),
+    ]
+
+
+def test_readings_of_memory_that_agree_are_vouched_for(make):
+    assert any("1 update; they agree within 5.00 %" in line for line in told(readings_of(make, 1050)))
+
+
+def test_readings_of_memory_that_disagree_are_flagged(make):
+    assert any(
+        "on 1 they are more than 10.0 % apart (at most 50.0 %)" in line for line in told(readings_of(make, 1500))
+    )

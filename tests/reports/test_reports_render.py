@@ -101,3 +101,16 @@ def test_each_kind_of_probe_alone_makes_a_report(tmp_path, store, everything):
     for probe in ("memory", "time", "error", "counts"):
         mine = [record for record in everything if record.cell.probe == probe]
         assert build(load([store(tmp_path / probe, mine)]), tmp_path / f"{probe}-out").is_file()
+
+
+def test_readings_of_memory_that_disagree_are_flagged(tmp_path, store, make):
+    made = [
+        make("memory", metrics={"peak_live_bytes": 1500}),
+        make("allocator", metrics={"peak_allocated_bytes": 1000}),
+    ]
+    page = build(load([store(tmp_path / "s", made)]), tmp_path / "out")
+    text = (page.parent / "report.md").read_text()
+    assert "Readings more than 10.0 % apart" in text
+    assert "mistrust those" in text
+    fine = build(load([store(tmp_path / "fine", [make("memory", metrics={"peak_live_bytes": 1})])]), tmp_path / "out2")
+    assert "Readings more than" not in (fine.parent / "report.md").read_text()

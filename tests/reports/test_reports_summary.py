@@ -9,6 +9,7 @@ from reports.summary import (
     error_points,
     log_slope,
     orders,
+    readings,
     scalings,
     smallest_stable,
 )
@@ -144,3 +145,22 @@ def test_order_is_read_above_rounding(error_at):
 def test_no_order_from_rounding_alone(error_at):
     made = [error_at(1e-7, method="amaml", options={"num_states": k}) for k in (10, 100)]
     assert orders(error_points(tabulate(made))) == {}
+
+
+def test_both_readings_of_an_update_are_put_side_by_side(make):
+    made = []
+    for method, live, allocated in (("maml", 1000, 1000), ("fomaml", 1200, 1000)):
+        made.append(make("memory", method, metrics={"peak_live_bytes": live}))
+        made.append(make("allocator", method, metrics={"peak_allocated_bytes": allocated}))
+    made.append(make("memory", "reptile", metrics={"peak_live_bytes": 5}))  # one reading only
+    both = readings(tabulate(made))
+    assert dict(zip(both.label, both.off, strict=True)) == {"maml": 0.0, "fomaml": pytest.approx(0.2)}
+
+
+def test_on_cuda_the_requested_bytes_count_and_compiled_updates_do_not(make):
+    blocks = {"peak_allocated_bytes": 2048, "peak_cuda_requested_bytes": 1000}
+    made = [make("memory", metrics={"peak_live_bytes": 1000}, device="cuda")]
+    made += [make("allocator", metrics=blocks, device="cuda")]
+    made += [make("memory", metrics={"peak_live_bytes": 9}, engine="compiled")]
+    made += [make("allocator", metrics={"peak_allocated_bytes": 1}, engine="compiled")]
+    assert list(readings(tabulate(made)).off) == [0.0]

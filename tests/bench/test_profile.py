@@ -1,0 +1,151 @@
+"""The profile's schedule with stub workers, and its advice from records whose truth is known."""
+
+import sys
+from functools import partial
+
+import pytest
+
+from bench import profile, runner
+from bench.advice import candidates, recommend
+from bench.profile import Budget, plan_cells
+from bench.records import Store
+
+MIB = 2**20
+
+
+@pytest.fixture
+def cells(tmp_path):
+    (tmp_path / "mine.py").write_text("")
+    return plan_cells(f"{tmp_path}/mine.py:make", [4, 20], 0.05, device="cpu", dtype="float32")
+
+
+class Silent:
+    def started(self, cell):
+        pass
+
+    def finished(self, record):
+        pass
+
+
+def test_every_registered_method_comes_at_every_length(cells):
+    from amaml_core import METHODS
+
+    for steps in (4, 20):
+        here = [cell for cell in cells if cell.options["inner_steps"] == steps]
+        assert {cell.method for cell in here} == set(METHODS)
+        assert {cell.probe for cell in here} == {"memory", "time", "error"}
+    order = [(cell.options["inner_steps"], profile.PHASES.index(cell.probe)) for cell in cells]
+    assert order == sorted(order)
+
+
+WORKER = """
+import json, os, sys
+cell = json.loads(sys.stdin.read())["cell"]
+status = "oom" if cell["method"] == "maml" and cell["options"]["inner_steps"] == 20 else "ok"
+with os.fdopen(int(sys.argv[1]), "w") as pipe:
+    json.dump({"status": status, "reason": "", "metrics": {}, "samples": {}}, pipe)
+"""
+
+
+@pytest.fixture
+def measure(tmp_path, monkeypatch, cells):
+    (tmp_path / "worker.py").write_text(WORKER)
+    monkeypatch.setattr(runner, "run", partial(runner.run, command=(sys.executable, str(tmp_path / "worker.py"))))
+    monkeypatch.setattr(runner.environment, "busy", lambda: "")
+    store = Store(tmp_path / "store")
+
+    def go(seconds):
+        return profile.run(cells, store, Budget(100 * MIB, seconds), reporter=Silent(), say=print)
+
+    return go
+
+
+def test_what_needs_too_much_memory_is_not_timed(measure, cells):
+    records, interrupted = measure(seconds=300)
+    assert not interrupted
+    maml = [r.cell.probe for r in records if r.cell.method == "maml" and r.cell.options["inner_steps"] == 20]
+    assert maml == ["memory"]
+    assert len(records) == len(cells) - 2
+
+
+def test_a_second_profile_measures_only_what_failed(measure, cells, monkeypatch):
+    measure(seconds=300)
+    started = []
+    monkeypatch.setattr(Silent, "started", lambda self, cell: started.append(cell.method))
+    measure(seconds=300)
+    assert started == ["maml"]
+
+
+def test_without_time_nothing_is_started(measure):
+    assert measure(seconds=0.5) == ([], False)
+
+
+@pytest.fixture
+def told(cells, make_record):
+    """Advice for: (method, K) -> bytes, seconds, error to flow, error to unrolled, query loss."""
+
+    def advise(table, memory=100 * MIB, tolerance=0.05):
+        records = []
+        for cell in cells:
+            name = cell.method if cell.options.get("backward") != "rk4" else "amaml-rk4"
+            if (name, cell.options["inner_steps"]) not in table:
+                continue
+            size, seconds, flow, unrolled, loss = table[name, cell.options["inner_steps"]]
+            metrics = {
+                "memory": {"peak_live_bytes": size},
+                "time": {"outer_update_seconds": seconds},
+                "error": {"rel_error_flow": flow, "rel_error_unrolled": unrolled, "query_loss": loss},
+            }[cell.probe]
+            if size is None:
+                records += [make_record(cell, status="oom")] * (cell.probe == "memory")
+            else:
+                records.append(make_record(cell, **metrics))
+        return "\n".join(recommend(candidates(records), memory, tolerance))
+
+    return advise
+
+
+TABLE = {
+    ("maml", 4): (8 * MIB, 0.04, 0.01, 1e-7, 1.0),
+    ("fomaml", 4): (MIB, 0.01, 0.4, 0.4, 1.0),
+    ("maml", 20): (40 * MIB, 0.2, 0.01, 1e-7, 0.5),
+    ("remat-maml", 20): (5 * MIB, 0.4, 0.01, 1e-7, 0.5),
+    ("amaml-rk4", 20): (9 * MIB, 0.1, 1e-4, 0.01, 0.5),
+    ("fomaml", 20): (MIB, 0.05, 0.6, 0.6, 0.5),
+}
+
+
+def test_the_fastest_faithful_method_is_recommended_where_the_query_loss_is_lowest(told):
+    text = told(TABLE)
+    assert text.startswith("Use amaml, 5 states, rk4 at 20 steps (T = 1): 0.1 s, 9.0 MiB")
+    assert "am.create_method(\"amaml\", inner_steps=20, inner_lr=0.05, num_states=5, backward='rk4')" in text
+    assert "query loss after 20 steps is 0.5, against 1 at 4" in text
+    assert "With less memory: remat-maml (0.4 s, 5.0 MiB" in text
+    assert "Cheaper, and another direction: fomaml (0.05 s" in text
+    assert "At the other lengths: maml at 4 steps" in text
+
+
+def test_a_method_that_does_not_fit_is_named_and_not_recommended(told):
+    text = told(TABLE | {("maml", 20): (None,) * 5}, memory=7 * MIB)
+    assert text.startswith("Use remat-maml at 20 steps")
+    assert "Too big for 7.0 MiB: maml, amaml, 5 states, rk4." in text
+
+
+def test_a_loss_that_rises_with_the_length_speaks_for_the_shorter(told):
+    rising = {key: (*row[:4], 0.1 if key[1] == 4 else 0.5) for key, row in TABLE.items()}
+    assert told(rising).startswith("Use maml at 4 steps")
+
+
+def test_where_nothing_is_good_enough_the_nearest_and_the_remedy_are_told(told):
+    text = told({("fomaml", 20): TABLE["fomaml", 20]})
+    assert text.startswith("No method fits in 100.0 MiB with a gradient within 5%; the nearest is fomaml at 20 steps")
+    assert "--tolerance" in text
+    assert "--minutes" in told({})
+
+
+def test_what_create_method_is_told_makes_that_method(told):
+    import amaml_core as am
+
+    line = told(TABLE).splitlines()[1].strip()
+    made = eval(line, {"am": am})
+    assert (made.name, made.num_states, made.backward) == ("amaml", 5, "rk4")
