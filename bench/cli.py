@@ -84,7 +84,7 @@ def run(
         guess = f", a guess for {expected.guessed} of them" if expected.guessed else ""
         out.print(f"{len(cells)} cells, {len(plan.todo)} to run: at most {clock(expected.seconds)}{guess}.")
         return
-    with make_reporter(loaded.name, len(plan.todo), len(plan.done), out, quiet) as reporter:
+    with make_reporter(plan, out, quiet) as reporter:
         records, interrupted = runner.run(
             plan, store, timeout_s=loaded.timeout_s, memory_bytes=memory_bytes, reporter=reporter, say=err.print
         )
@@ -131,10 +131,10 @@ def profile_command(
     dtype = profile.check(factory, chosen)
     cells = profile.plan_cells(factory, _lengths(steps), inner_lr, device=chosen, dtype=dtype)
     store = Store(out_dir or Path("results") / f"profile-{factory.rpartition(':')[2]}")
-    todo = len(runner.plan("profile", cells, store, retry_failed=True).todo)
+    plan = runner.plan("profile", cells, store, retry_failed=True)  # the budget may have grown
     budget = profile.Budget(_bytes(memory) or 0, 60 * minutes - (time.monotonic() - began))
-    with make_reporter("profile", todo, len(cells) - todo, out, quiet) as reporter:
-        records, interrupted = profile.run(cells, store, budget, reporter=reporter, say=err.print)
+    with make_reporter(plan, out, quiet) as reporter:
+        records, interrupted = profile.run(plan, store, budget, reporter=reporter, say=err.print)
     found = advice.candidates(records)
     out.print()
     Console(width=max(out.width, 120)).print(advice.table(found))  # a row a line, also where nobody looks

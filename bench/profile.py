@@ -93,14 +93,14 @@ def plan_cells(factory: str, steps: Sequence[int], lr: float, *, device: str, dt
 
 
 def run(
-    cells: Sequence[Cell],
+    plan: runner.Plan,
     store: Store,
     budget: Budget,
     *,
     reporter: runner.Reporter,
     say: Callable[[str], None],
 ) -> tuple[list[Record], bool]:
-    """Measure as many of the cells as the budget allows, short trajectories first.
+    """Measure as many of the plan's cells as the budget allows, in their order.
 
     A cell that will not end in time, to judge by those before, is not started. A method that fails for memory or
     diverges is not timed.
@@ -109,7 +109,6 @@ def run(
         The records of these cells that there are now, and whether the run was interrupted.
     """
     deadline = time.monotonic() + budget.seconds
-    plan = runner.plan("profile", cells, store, retry_failed=True)  # the budget may have grown
 
     def admit(cell: Cell, new: Sequence[Record]) -> bool:
         known = [*plan.done, *new]

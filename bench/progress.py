@@ -14,10 +14,11 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 
+from bench.estimate import estimate
 from bench.records import Cell, Record
+from bench.runner import Plan
 
 HEADLINES = ("outer_update_seconds", "peak_live_bytes", "peak_allocated_bytes", "rel_error_flow", "flops")
 
@@ -25,32 +26,40 @@ HEADLINES = ("outer_update_seconds", "peak_live_bytes", "peak_allocated_bytes", 
 class LineReporter:
     """One line a finished cell."""
 
-    def __init__(self, total: int, console: Console, quiet: bool) -> None:
-        self.total, self.console, self.quiet = total, console, quiet
-        self.finished_count, self.failed, self.began = 0, 0, time.monotonic()
+    def __init__(self, plan: Plan, console: Console, quiet: bool) -> None:
+        self.plan, self.console, self.quiet = plan, console, quiet
+        self.records, self.failed, self.began = list[Record](), 0, time.monotonic()
 
     def started(self, cell: Cell) -> None:
         """See ``runner.Reporter``."""
 
     def finished(self, record: Record) -> None:
         """See ``runner.Reporter``."""
-        self.finished_count += 1
+        self.records.append(record)
         fine = record.status == "ok"
         self.failed += not fine
         if self.quiet and fine:
             return
-        left = (time.monotonic() - self.began) / self.finished_count * (self.total - self.finished_count)
+        total = len(self.plan.todo)
         numbers = " ".join(f"{name}={record.metrics[name]:.4g}" for name in HEADLINES if name in record.metrics)
-        count = f"{self.finished_count:>{len(str(self.total))}}/{self.total}"
-        text = f"{record.cell.label}  {numbers if fine else record.reason}  ({clock(left)} left)"
+        count = f"{len(self.records):>{len(str(total))}}/{total}"
+        text = f"{record.cell.label}  {numbers if fine else record.reason}  ({self.left()} left)"
         self.console.print(f"[{count}] {record.status:<8} {record.duration_s:6.1f} s  {text}", markup=False)
+
+    def left(self) -> str:
+        """The time that is left: long trajectories come last, so that a mean over those before would be far off."""
+        finished = {record.cell_id for record in self.records}
+        waiting = [cell for cell in self.plan.todo if cell.cell_id not in finished]
+        work = sum(record.duration_s for record in self.records)
+        at_once = max(work / (time.monotonic() - self.began), 1.0)  # two where cells share the machine
+        return clock(estimate(waiting, [*self.plan.done, *self.records]).seconds / at_once)
 
 
 class BarReporter(LineReporter):
     """The same lines above a live bar that names the running cells."""
 
-    def __init__(self, total: int, console: Console, quiet: bool, progress: Progress, task: TaskID) -> None:
-        super().__init__(total, console, quiet)
+    def __init__(self, plan: Plan, console: Console, quiet: bool, progress: Progress, task: TaskID) -> None:
+        super().__init__(plan, console, quiet)
         self.progress, self.task = progress, task
         self.running: dict[str, str] = {}
 
@@ -68,26 +77,29 @@ class BarReporter(LineReporter):
 
     def _show(self) -> None:
         now = " + ".join(self.running.values())
-        self.progress.update(self.task, description=f"{self.failed} failed" if self.failed else "", now=now)
+        left = f"{self.left()} left" if self.records else ""
+        self.progress.update(self.task, description=f"{self.failed} failed" if self.failed else "", now=now, left=left)
 
 
 @contextmanager
-def make_reporter(sweep: str, total: int, done: int, console: Console, quiet: bool) -> Iterator[LineReporter]:
+def make_reporter(plan: Plan, console: Console, quiet: bool) -> Iterator[LineReporter]:
     """A reporter that fits the console."""
-    console.print(f"{sweep}: {total} cells to run" + (f", {done} already done" if done else "") + ".", markup=False)
+    already = f", {len(plan.done)} already done" if plan.done else ""
+    console.print(f"{plan.sweep}: {len(plan.todo)} cells to run{already}.", markup=False)
     if quiet or not console.is_terminal:
-        yield LineReporter(total, console, quiet)
+        yield LineReporter(plan, console, quiet)
         return
     columns = (
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}"),
         TextColumn("[red]{task.description}"),
         TextColumn("{task.fields[now]}"),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        yield BarReporter(total, console, quiet, progress, progress.add_task("", total=total, now=""))
+        task = progress.add_task("", total=len(plan.todo), now="", left="")
+        yield BarReporter(plan, console, quiet, progress, task)
 
 
 def clock(seconds: float) -> str:

@@ -55,7 +55,8 @@ def measure(tmp_path, monkeypatch, cells):
     store = Store(tmp_path / "store")
 
     def go(seconds):
-        return profile.run(cells, store, Budget(100 * MIB, seconds), reporter=Silent(), say=print)
+        plan = runner.plan("profile", cells, store, retry_failed=True)
+        return profile.run(plan, store, Budget(100 * MIB, seconds), reporter=Silent(), say=print)
 
     return go
 
