@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,13 +22,13 @@ class Candidate:
         cell: one of its cells.
         target: what it estimates.
         metrics: of all its records that are ok.
-        failures: reasons of those that are not, by status.
+        failures: status and reason of those that are not, by probe.
     """
 
     cell: Cell
     target: str
     metrics: dict[str, float | int]
-    failures: dict[str, str]
+    failures: dict[str, tuple[str, str]]
 
     @property
     def steps(self) -> int:
@@ -69,7 +70,7 @@ def candidates(records: Sequence[Record]) -> list[Candidate]:
             rows[0].cell,
             max(row.target for row in rows),
             {name: value for row in rows if row.status == "ok" for name, value in row.metrics.items()},
-            {row.status: row.reason for row in rows if row.status != "ok"},
+            {row.cell.probe: (row.status, row.reason) for row in rows if row.status != "ok"},
         )
         for rows in grouped.values()
     ]
@@ -80,53 +81,73 @@ def recommend(found: Sequence[Candidate], memory_bytes: int, tolerance: float) -
     """What the numbers say, a sentence a line.
 
     Of the methods that fit in memory and whose gradient is within ``tolerance`` of the flow's or the unrolled one's
-    the fastest is recommended, at the length where the query loss after adaptation is lowest.
+    the fastest is recommended, at the length where the query loss after adaptation is lowest. A method that was not
+    measured whole is neither recommended nor held to be worse: the lengths at which all were come first.
     """
-    fitting = [one for one in found if one.bytes <= memory_bytes and one.seconds > 0]
-    faithful = [one for one in fitting if one.error <= tolerance]
+    whole = [one for one in found if not math.isnan(one.bytes + one.seconds + one.error)]
+    faithful = [one for one in whole if one.bytes <= memory_bytes and one.error <= tolerance]
     if not faithful:
-        near = min((one for one in found if one.error == one.error), key=lambda one: one.error, default=None)
-        told = "No method was measured to the end; allow more --minutes or shorter --steps."
-        if near is not None:
-            told = (
-                f"No method fits in {_size(memory_bytes)} with a gradient within {tolerance:.0%}; the nearest is "
-                f"{near.name} at {near.steps} steps ({_costs(near)}). Raise --memory, --minutes or --tolerance."
-            )
-        return [told]
-    by_length: dict[int, Candidate] = {}
+        return [_nothing(found, whole, memory_bytes, tolerance)]
+    best_at: dict[int, Candidate] = {}
     for one in sorted(faithful, key=lambda one: one.seconds):
-        by_length.setdefault(one.steps, one)
+        best_at.setdefault(one.steps, one)
+    unknown = {
+        steps: [one.name for one in found if one.steps == steps and one not in whole and not _out(one, memory_bytes)]
+        for steps in best_at
+    }
     loss = {one.steps: one.metrics["query_loss"] for one in faithful if "query_loss" in one.metrics}
-    best = by_length[min(by_length, key=lambda steps: loss.get(steps, math.inf))]
-    others = ", ".join(f"{value:.3g} at {steps}" for steps, value in sorted(loss.items()) if steps != best.steps)
+    best = best_at[min(best_at, key=lambda steps: (len(unknown[steps]) > 1, loss.get(steps, math.inf)))]
     told = [
         f"Use {best.name} at {best.steps} steps (T = {best.steps * best.cell.options['inner_lr']:g}): {_costs(best)}.",
         f"  am.create_method({_call(best.cell)})",
         f"Of the methods that fit in {_size(memory_bytes)} and whose gradient is within {tolerance:.0%} of the "
         "flow's or the unrolled one's it is the fastest there.",
     ]
-    if others:
+    if unknown[best.steps]:
+        told.append(f"Not measured whole there, and so not compared: {'; '.join(unknown[best.steps])}.")
+    others = ", ".join(f"{value:.3g} at {steps}" for steps, value in sorted(loss.items()) if steps != best.steps)
+    if others and best.steps in loss:
         told.append(
             f"The query loss after {best.steps} steps is {loss[best.steps]:.3g}, against {others}: at the model's own "
             "start values and on one batch of tasks, so look again once it has been meta-trained."
         )
-    there = [one for one in fitting if one.steps == best.steps and one is not best]
+    there = [one for one in whole if one.steps == best.steps and one is not best and one.bytes <= memory_bytes]
     lean = min((one for one in there if one in faithful), key=lambda one: one.bytes, default=None)
     if lean is not None and lean.bytes < best.bytes:
         told.append(f"With less memory: {lean.name} ({_costs(lean)}).")
-    cheap = min(there, key=lambda one: one.seconds, default=None)
-    if cheap is not None and cheap not in faithful and cheap.seconds < best.seconds:
+    cheap = min((one for one in there if one not in faithful), key=lambda one: one.seconds, default=None)
+    if cheap is not None and cheap.seconds < best.seconds:
         cosine = cheap.metrics.get("cosine_unrolled", math.nan)
         told.append(f"Cheaper, and another direction: {cheap.name} ({_costs(cheap)}; cosine {cosine:.2f}).")
-    too_big = [one for one in found if one.steps == best.steps and (one.bytes > memory_bytes or "oom" in one.failures)]
+    too_big = [one.name for one in found if one.steps == best.steps and _out(one, memory_bytes)]
     if too_big:
-        told.append(f"Too big for {_size(memory_bytes)}: {', '.join(one.name for one in too_big)}.")
+        told.append(f"Too big for {_size(memory_bytes)}: {'; '.join(too_big)}.")
     elsewhere = [
-        f"{one.name} at {steps} steps ({_costs(one)})" for steps, one in sorted(by_length.items()) if one is not best
+        f"{one.name} at {steps} steps ({_costs(one)})" for steps, one in sorted(best_at.items()) if one is not best
     ]
     if elsewhere:
         told.append(f"At the other lengths: {'; '.join(elsewhere)}.")
     return told
+
+
+def _out(one: Candidate, memory_bytes: int) -> bool:
+    """Whether it is known to need more memory than the budget has."""
+    failed = {status for probe, (status, _) in one.failures.items() if probe in ("memory", "allocator")}
+    return one.bytes > memory_bytes or "oom" in failed
+
+
+def _nothing(found: Sequence[Candidate], whole: Sequence[Candidate], memory_bytes: int, tolerance: float) -> str:
+    """Why there is no recommendation, and what to do."""
+    near = min(whole, key=lambda one: one.error, default=None)
+    if near is not None:
+        return (
+            f"No method fits in {_size(memory_bytes)} with a gradient within {tolerance:.0%}; the nearest is "
+            f"{near.name} at {near.steps} steps ({_costs(near)}). Raise --memory, --minutes or --tolerance."
+        )
+    reasons = Counter(reason for one in found for _, reason in one.failures.values())
+    if reasons:
+        return f"No method was measured to the end; mostly because: {reasons.most_common(1)[0][0]}"
+    return "No method was measured to the end; allow more --minutes or shorter --steps."
 
 
 def table(found: Sequence[Candidate]) -> Table:
@@ -140,6 +161,8 @@ def table(found: Sequence[Candidate]) -> Table:
     shown.add_column("not ok", overflow="fold")
     for one in found:
         numbers = [one.metrics.get(name) for name in ("rel_error_flow", "rel_error_unrolled", "query_loss")]
+        failed = sorted({status for status, _ in one.failures.values()})
+        stuck = ["not converged"] * ("not_converged_tasks" in one.metrics)
         shown.add_row(
             str(one.steps),
             one.name,
@@ -147,13 +170,13 @@ def table(found: Sequence[Candidate]) -> Table:
             _size(one.bytes) if one.bytes == one.bytes else "–",
             f"{one.seconds:.3g}" if one.seconds == one.seconds else "–",
             *(f"{number:.2g}" if number is not None else "–" for number in numbers),
-            ", ".join(one.failures) or ("not converged" if "not_converged_tasks" in one.metrics else ""),
+            ", ".join(failed or stuck),
         )
     return shown
 
 
 def _costs(one: Candidate) -> str:
-    told = [f"{one.seconds:.3g} s", _size(one.bytes)] if one.seconds == one.seconds else [_size(one.bytes)]
+    told = [f"{one.seconds:.3g} s", _size(one.bytes)]
     for name, what in (("rel_error_flow", "flow's"), ("rel_error_unrolled", "unrolled")):
         if name in one.metrics:
             told.append(f"{one.metrics[name]:.1e} from the {what} gradient")

@@ -132,6 +132,8 @@ def profile_command(
     cells = profile.plan_cells(factory, _lengths(steps), inner_lr, device=chosen, dtype=dtype)
     store = Store(out_dir or Path("results") / f"profile-{factory.rpartition(':')[2]}")
     plan = runner.plan("profile", cells, store, retry_failed=True)  # the budget may have grown
+    for complaint in plan.complaints:
+        err.print(escape(complaint))
     budget = profile.Budget(_bytes(memory) or 0, 60 * minutes - (time.monotonic() - began))
     with make_reporter(plan, out, quiet) as reporter:
         records, interrupted = profile.run(plan, store, budget, reporter=reporter, say=err.print)
@@ -147,6 +149,9 @@ def profile_command(
     if interrupted:
         err.print("Interrupted. The same command goes on from here.")
         raise typer.Exit(INTERRUPTED)
+    if failed := sum(record.status in ("crashed", "timeout") for record in records):
+        err.print(f"{failed} cells crashed or timed out; the reasons are above and in the records.")
+        raise typer.Exit(CELLS_FAILED)
 
 
 def _lengths(text: str) -> list[int]:

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +19,11 @@ from amaml_core import InputError
 
 PACKAGES = ("amaml-bench", "torch", "torchdiffeq", "numpy", "scipy", "jaxtyping", "pydantic")
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+CGROUP = Path("/sys/fs/cgroup")
+CGROUP_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+)
 BUSY_CORES = 0.25  # others' work from which on times are not to be trusted
 
 
@@ -27,7 +33,7 @@ class Moment:
 
     Attributes:
         load: the 1-minute load average.
-        memory_available_bytes: of the machine.
+        memory_available_bytes: to new processes.
         cpu_mhz: current clock, 0 where it is not told.
         gpu_mhz: current clock of the GPU's multiprocessors, 0 without a GPU.
         gpu_throttling: why the GPU runs below its clock (NVML's reasons), empty where it does not.
@@ -59,7 +65,7 @@ class Environment(Moment):
         gpu: model, or empty.
         driver: of the GPU, or empty.
         packages: name -> version.
-        git_revision: of the working directory's checkout, with "+dirty" where it has changes; never a key.
+        git_revision: of this program's own checkout, where it runs from one, with "+dirty" for changes; never a key.
     """
 
     counter_key: str
@@ -95,6 +101,17 @@ def choose_device(asked: str | None) -> str:
 def usable_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_memory() -> int:
+    """Bytes that new processes may take: what the machine has free, and a container's own limit."""
+    free = psutil.virtual_memory().available
+    for limit, used, cache in CGROUP_FILES:
+        with suppress(OSError, ValueError, KeyError):  # no such file, or no limit
+            stat = dict(line.split() for line in (CGROUP / limit).with_name("memory.stat").read_text().splitlines())
+            kept = int((CGROUP / used).read_text()) - int(stat[cache])  # the cache of files makes room when asked
+            free = min(free, int((CGROUP / limit).read_text()) - kept)
+    return max(free, 0)
 
 
 def busy(seconds: float = 0.5) -> str:
@@ -141,7 +158,7 @@ def moment(device: str) -> dict[str, Any]:
     return asdict(
         Moment(
             load=round(psutil.getloadavg()[0], 2),
-            memory_available_bytes=psutil.virtual_memory().available,
+            memory_available_bytes=available_memory(),
             cpu_mhz=round(clock.current) if clock else 0,
             gpu_mhz=gpu_mhz,
             gpu_throttling=gpu_throttling,
@@ -195,7 +212,11 @@ def _gpu_clock() -> tuple[int, str]:
 def _git_revision() -> str:
     try:
         done = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=12", "--dirty=+dirty"], capture_output=True, text=True, timeout=10
+            ["git", "describe", "--always", "--abbrev=12", "--dirty=+dirty"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""

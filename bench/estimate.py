@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from bench.records import Cell, Record
 
 START_SECONDS = 2.5  # a worker's start: Python and torch
+SAMPLING_SECONDS = 2.0  # that a time cell takes however short its update is
 GUESSED_SECONDS_PER_STEP = 0.02  # where nothing like it was ever measured
 
 
@@ -43,8 +44,9 @@ def estimate(cells: Iterable[Cell], records: Sequence[Record]) -> Estimate:
             steps, near = cell.options["inner_steps"], alike.get(_kind(cell), [])
             if near:
                 nearest = min(near, key=lambda r, s=steps: abs(math.log(r.cell.options["inner_steps"] / s)))
-                work = max(nearest.duration_s - START_SECONDS, 0.0)
-                known = START_SECONDS + work * steps / nearest.cell.options["inner_steps"]
+                fixed = START_SECONDS + SAMPLING_SECONDS * (cell.probe == "time")
+                work = max(nearest.duration_s - fixed, 0.0)
+                known = fixed + work * steps / nearest.cell.options["inner_steps"]
             else:
                 known = START_SECONDS + GUESSED_SECONDS_PER_STEP * steps
                 guessed += 1

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +19,6 @@ from bench.problems.custom import Custom
 from bench.records import Cell, Record, Store
 from bench.spec import Grid, SweepSpec, expand
 
-WORKER_BYTES = 2**30  # Python and torch themselves, beside what an update takes
 PHASES = ("memory", "allocator", "time", "error")  # in this order: what fails for memory is not timed
 
 
@@ -35,31 +36,42 @@ class Budget:
 
 
 def check(factory: str, device: str) -> str:
-    """Make one outer update's ingredients here, so that a mistake in the file is told at once; its dtype.
+    """Make one gradient and one Hessian-vector product here, so that a mistake in the file is told at once.
+
+    Returns:
+        The model's dtype, "float32" or "float64".
 
     Raises:
         InputError: the file, its function or what that returns cannot be used.
     """
     custom = Custom(factory=factory)
     try:
-        problem, _, tasks = custom.instance(0, 0, device=device)
-        problem.bind(problem.initial_parameters(None), tasks)
         dtype = custom.dtype()
+        if dtype not in (torch.float32, torch.float64):
+            raise InputError(f"The model of {factory} is {dtype}; convert it to float32 or float64.")
+        (problem, theta, tasks), (_, theta_again, tasks_again) = (custom.instance(0, 0, dtype, device) for _ in "12")
+        inner = problem.bind(theta, tasks)
+        inner.query_gradient(inner.start())
+        inner.linearize(inner.start()).hvp(inner.start())
     except InputError:
         raise
     except Exception as error:  # whatever the user's code raises
-        told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        at = error.__traceback__
-        line = None
-        while at is not None:
-            if at.tb_frame.f_code.co_filename.endswith(factory.rpartition(":")[0]):
-                line = at.tb_lineno
-            at = at.tb_next
-        where = f" in line {line}" if line else ""
-        raise InputError(f"{factory} failed{where} ({told}); mend it and run again.") from error
-    if dtype not in (torch.float32, torch.float64):
-        raise InputError(f"The model of {factory} is {dtype}; convert it to float32 or float64.")
+        raise InputError(f"{factory} failed{_line(error, factory)} ({_told(error)}); mend it and run again.") from error
+    if not (torch.equal(theta, theta_again) and torch.equal(tasks.support_x, tasks_again.support_x)):
+        raise InputError(f"{factory} makes another problem each time; draw its random numbers from a seeded generator.")
     return str(dtype).removeprefix("torch.")
+
+
+def _told(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".removesuffix(": ").split())
+
+
+def _line(error: Exception, factory: str) -> str:
+    """Where in the user's file it happened."""
+    path = Path(factory.rpartition(":")[0]).resolve()
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path]
+    return f" in line {lines[-1]}" if lines else ""
 
 
 def plan_cells(factory: str, steps: Sequence[int], lr: float, *, device: str, dtype: str) -> list[Cell]:
@@ -102,8 +114,8 @@ def run(
 ) -> tuple[list[Record], bool]:
     """Measure as many of the plan's cells as the budget allows, in their order.
 
-    A cell that will not end in time, to judge by those before, is not started. A method that fails for memory or
-    diverges is not timed.
+    A cell that will not end in time, to judge by those before, is not started. A method that fails or takes more
+    memory than the budget has is not measured further.
 
     Returns:
         The records of these cells that there are now, and whether the run was interrupted.
@@ -112,21 +124,25 @@ def run(
 
     def admit(cell: Cell, new: Sequence[Record]) -> bool:
         known = [*plan.done, *new]
-        failed = {update_key(r.cell) for r in known if r.cell.probe == "memory" and r.status != "ok"}
-        fits = estimate([cell], known).seconds < deadline - time.monotonic()
-        return fits and (cell.probe == "memory" or update_key(cell) not in failed)
+        out = {update_key(r.cell) for r in known if r.cell.probe in ("memory", "allocator") and not _fits(r, budget)}
+        in_time = estimate([cell], known).seconds < deadline - time.monotonic()
+        return in_time and update_key(cell) not in out
 
     records, interrupted = runner.run(
         plan,
         store,
         timeout_s=budget.seconds,
-        memory_bytes=budget.memory_bytes + WORKER_BYTES,
         deadline=deadline,
         admit=admit,
         reporter=reporter,
         say=say,
     )
     return plan.done + records, interrupted
+
+
+def _fits(record: Record, budget: Budget) -> bool:
+    peaks = [record.metrics.get(name, 0) for name in ("peak_live_bytes", "peak_allocated_bytes")]
+    return record.status == "ok" and max(peaks) <= budget.memory_bytes
 
 
 def update_key(cell: Cell) -> tuple[str, str]:

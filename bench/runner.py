@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,7 @@ EXCLUSIVE_PROBES = frozenset({"allocator", "memory", "time"})  # these run alone
 SHARED_WORKERS = 2
 MEMORY_SHARE = 0.7  # of what is available, for all workers that run at once
 WATCH_S = 0.1  # between two looks at a worker's time and memory
+READ_S = 5.0  # for the rest of an answer to arrive when its worker has ended
 KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 KEPT_PREFIXES = ("AMAML_BENCH_", "CUDA_", "NVIDIA_", "XDG_", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
@@ -47,6 +49,7 @@ class Interrupt:
     """Ctrl-C: once asks to stop after the running cells, twice stops them too, without a record."""
 
     count: int = 0
+    stopped: bool = False
     running: set[subprocess.Popen[bytes]] = field(default_factory=set)
 
     @contextmanager
@@ -70,7 +73,8 @@ class Interrupt:
             signal.signal(signal.SIGINT, before)
 
     def kill(self) -> None:
-        """Stop all workers at once."""
+        """Stop all workers at once, those too that are only just starting."""
+        self.stopped = True
         for process in list(self.running):
             _kill(process)
 
@@ -131,7 +135,7 @@ def run(
     admit: Callable[[Cell, Sequence[Record]], bool] = lambda cell, records: True,
     reporter: Reporter,
     say: Callable[[str], None],
-    command: Sequence[str] = (sys.executable, "-m", "bench.worker"),
+    command: Sequence[str] = (sys.executable, "-P", "-m", "bench.worker"),  # whatever lies in the working directory
 ) -> tuple[list[Record], bool]:
     """Run a plan's cells and append a record for each.
 
@@ -139,8 +143,8 @@ def run(
         plan: from ``plan``.
         store: where the records go; locked meanwhile.
         timeout_s: of one cell.
-        memory_bytes: the most that a worker whose memory or time is measured may take, Python and torch included;
-            by default, and for all others, workers that run at once share ``MEMORY_SHARE`` of what is available.
+        memory_bytes: the most that a worker may take, Python and torch included; by default those that run at once
+            share ``MEMORY_SHARE`` of what is available.
         deadline: in ``time.monotonic()`` seconds: no cell starts after it, and what still runs then leaves no record.
         admit: asked before a cell starts, with the records so far; what it refuses is left out.
         reporter: told of every start and finish.
@@ -181,8 +185,10 @@ def run(
                     quiet = True
                     if warning := environment.busy():
                         say(warning)
+                    if interrupt.count:  # while it watched
+                        break
                 reporter.started(cell)
-                limits = _Limits(timeout_s, _allowance(cell, memory_bytes), deadline)
+                limits = _Limits(timeout_s, memory_bytes or _allowance(cell), deadline)
                 pending[pool.submit(_run_cell, plan, cell, limits, command, interrupt)] = cell
                 if alone:
                     collect(0)
@@ -213,11 +219,9 @@ class _Limits:
         return None
 
 
-def _allowance(cell: Cell, memory_bytes: int | None) -> int:
-    alone = cell.probe in EXCLUSIVE_PROBES
-    if memory_bytes is not None and alone:
-        return memory_bytes
-    return int(MEMORY_SHARE * psutil.virtual_memory().available / (1 if alone else SHARED_WORKERS))
+def _allowance(cell: Cell) -> int:
+    at_once = 1 if cell.probe in EXCLUSIVE_PROBES else SHARED_WORKERS
+    return int(MEMORY_SHARE * environment.available_memory() / at_once)
 
 
 def _run_cell(plan: Plan, cell: Cell, limits: _Limits, command: Sequence[str], interrupt: Interrupt) -> Record | None:
@@ -256,13 +260,15 @@ def _ask_worker(
 ) -> dict[str, Any] | None:
     """A worker's answer, or one about its end; None if it was stopped by an interrupt or the deadline."""
     read, write = os.pipe()
-    with os.fdopen(read, "rb") as pipe:
+    # What a worker starts may outlive it and hold its pipes open: only its own end counts, so that standard error goes
+    # to a file and the answer is read as it comes.
+    with os.fdopen(read, "rb", buffering=0) as pipe, tempfile.TemporaryFile() as stderr:
         try:
             process = subprocess.Popen(
                 [*command, str(write), str(os.getpid())],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
+                stderr=stderr,
                 env=_scrubbed(),
                 pass_fds=(write,),
                 start_new_session=True,  # Ctrl-C is the runner's to handle
@@ -272,33 +278,37 @@ def _ask_worker(
         interrupt.running.add(process)
         began, verdict = time.monotonic(), None
         told: list[bytes] = []
-        reader = threading.Thread(target=lambda: told.append(pipe.read()))
+        reader = threading.Thread(target=lambda: told.extend(iter(lambda: pipe.read(2**16), b"")), daemon=True)
         reader.start()
-        asked: bytes | None = json.dumps(request).encode()
+        assert process.stdin is not None
+        with suppress(BrokenPipeError), process.stdin:
+            process.stdin.write(json.dumps(request).encode())
         while True:
             try:
-                _, stderr = process.communicate(asked, timeout=WATCH_S)
+                process.wait(WATCH_S)
                 break
             except subprocess.TimeoutExpired:
-                asked = None
                 verdict = verdict or limits.exceeded(process, began)
-                if verdict or time.monotonic() > limits.deadline:
+                if verdict or interrupt.stopped or time.monotonic() > limits.deadline:
                     _kill(process)
         interrupt.running.discard(process)
-        reader.join()
-    if process.returncode and (interrupt.count > 1 or time.monotonic() > limits.deadline):
+        _kill(process)  # what it left running
+        reader.join(READ_S)
+        stderr.seek(max(stderr.seek(0, os.SEEK_END) - 2**16, 0))
+        complaint = stderr.read().decode(errors="replace")
+    if process.returncode and (interrupt.stopped or time.monotonic() > limits.deadline):
         return None
-    return verdict or _answer(process.returncode, told[0], stderr.decode(errors="replace"), limits)
+    return verdict or _answer(process.returncode, b"".join(told), complaint, limits)
 
 
 def _answer(code: int, told: bytes, stderr: str, limits: _Limits) -> dict[str, Any]:
     if code == 0:
-        try:
-            return json.loads(told)
-        except ValueError:
-            return _failed("crashed", "The worker ended without a whole answer; run the cell again.")
+        with suppress(ValueError):
+            if isinstance(answer := json.loads(told), dict):
+                return answer
+        return _failed("crashed", "The worker ended without a whole answer; run the cell again.")
     last = (stderr.strip().splitlines() or ["no message"])[-1][:300]
-    if any(sign in last for sign in (*OUT_OF_MEMORY, "Cannot allocate memory")):  # the last is the loader's
+    if any(sign in last for sign in OUT_OF_MEMORY):
         return _out_of_memory(limits)
     if code < 0:
         name = signal.Signals(-code).name

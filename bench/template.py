@@ -1,4 +1,7 @@
-"""Your problem for `amaml-bench profile THIS_FILE.py:my_problem`: change the model, the loss and the tasks."""
+"""Your problem for `amaml-bench profile THIS_FILE.py:my_problem`: change the model, the loss and the tasks.
+
+It runs in processes of its own, which see of your environment variables only those whose names begin with AMAML_BENCH_.
+"""
 
 import torch
 from torch import nn

@@ -28,6 +28,8 @@ def benchmark_version(cell: Cell) -> str:
     """The version of the benchmark behind a cell's numbers: core, problem, oracles, probe and worker."""
     from bench.problems import PROBLEMS  # needs torch, which the readers of records do not have
 
-    sources = ["amaml_core", "bench/oracles.py", f"bench/probes/{cell.probe}.py", "bench/worker.py"]
-    problem = PROBLEMS[cell.problem].__module__
-    return source_hash(*sources, *(f"{module.replace('.', '/')}.py" for module in ("bench.problems.base", problem)))
+    problem = PROBLEMS[cell.problem].__module__.replace(".", "/")
+    probes = ("bench/probes/base.py", f"bench/probes/{cell.probe}.py")
+    return source_hash(
+        "amaml_core", "bench/problems/base.py", f"{problem}.py", "bench/oracles.py", *probes, "bench/worker.py"
+    )

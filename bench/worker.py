@@ -13,8 +13,20 @@ from dataclasses import asdict
 from typing import Any
 
 PR_SET_PDEATHSIG = 1
-# the CPU allocator's complaint is a plain RuntimeError; where an exception cannot be raised the process aborts with it
-OUT_OF_MEMORY = ("CUDA out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "MemoryError")
+# The CPU allocator's complaint is a plain RuntimeError; where an exception cannot be raised the process aborts with it.
+OUT_OF_MEMORY = (
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "can't allocate memory",
+    "Cannot allocate memory",  # the loader's
+    "Unable to allocate",  # NumPy's
+    "not enough memory",
+    "can't start new thread",
+    "bad_alloc",
+    "MemoryError",
+)
 
 
 def main() -> None:
@@ -29,6 +41,8 @@ def main() -> None:
 def run(request: dict[str, Any]) -> dict[str, Any]:
     """Measure one cell: ``{cell, threads, memory_limit_bytes}`` -> a record's own fields."""
     if limit := request.get("memory_limit_bytes"):
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     import torch
 

@@ -6,7 +6,7 @@ No dispatch mode may ever be entered in this process: one would push compiled co
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import accumulate
 
 import torch
@@ -67,6 +67,8 @@ def allocations() -> Iterator[Sequence[int]]:
 
 
 def _cuda_peaks(update: Callable[[], Gradient]) -> dict[str, int]:
+    import pynvml
+
     with collected():
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -77,9 +79,11 @@ def _cuda_peaks(update: Callable[[], Gradient]) -> dict[str, int]:
     allocated, requested = (
         busy[f"{kind}_bytes.all.peak"] - resting[f"{kind}_bytes.all.current"] for kind in ("allocated", "requested")
     )
-    return {
+    peaks = {
         "peak_allocated_bytes": allocated,
         "peak_cuda_allocated_bytes": allocated,
         "peak_cuda_requested_bytes": requested,
-        "device_used_bytes": torch.cuda.device_memory_used(),  # NVML's, of the whole device: context
     }
+    with suppress(RuntimeError, ModuleNotFoundError, pynvml.NVMLError):  # context only: not every driver tells it
+        peaks["device_used_bytes"] = torch.cuda.device_memory_used()
+    return peaks

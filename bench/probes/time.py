@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from pathlib import Path
 
 import torch
@@ -13,26 +12,20 @@ from bench.probes.base import Measurement
 from bench.problems.base import BenchProblem
 from bench.records import Cell
 
-MIN_SAMPLES, MAX_SAMPLES, MAX_SECONDS = 3, 50, 3.0
-SLOW_SECONDS = 1.0  # an update this long is its own warm-up
+MIN_SECONDS, MAX_SECONDS = 1.0, 3.0
 
 
 def measure(problem: BenchProblem, cell: Cell) -> Measurement:
-    """``outer_update_seconds``: the median; every sample is one synchronised outer update, after two to warm up.
+    """``outer_update_seconds``: the median; every sample is a synchronised outer update, or a mean of a few short ones.
 
-    At least ``MIN_SAMPLES`` samples, then as many as fit in ``MAX_SECONDS``. The set-up is not timed. The process's
-    peak resident memory comes along: nothing that would disturb it runs here.
+    After two updates to warm up, samples are taken for ``MIN_SECONDS`` and until their quartiles are within 10 % of
+    each other, ``MAX_SECONDS`` at most. The set-up is not timed. The process's peak resident memory comes along:
+    nothing that would disturb it runs here.
     """
     update = problem.update(cell, 0)
     timer = Timer("update()", globals={"update": update}, num_threads=torch.get_num_threads())
-    began = time.perf_counter()
     out = update()
-    if time.perf_counter() - began < SLOW_SECONDS:
-        update()
-    samples: list[float] = []
-    began = time.perf_counter()
-    while len(samples) < MIN_SAMPLES or (len(samples) < MAX_SAMPLES and time.perf_counter() - began < MAX_SECONDS):
-        samples.append(timer.timeit(1).median)
+    samples = timer.adaptive_autorange(min_run_time=MIN_SECONDS, max_run_time=MAX_SECONDS).times
     result = Measurement(samples={"outer_update_seconds": samples})
     result.metrics["outer_update_seconds"] = statistics.median(samples)
     result.count(out.stats)

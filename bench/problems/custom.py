@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import random
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,12 +28,13 @@ Sampler = Callable[[int], am.TaskBatch]
 class Custom(MetaBenchProblem):
     """What ``FILE.py:NAME`` makes: a function without arguments that returns a ``MetaProblem`` and a task sampler.
 
-    The sampler is called with a seed and returns a ``TaskBatch``; θ is the model's own values. Torch's generator is
-    seeded before either is called.
+    The sampler is called with a seed and returns a ``TaskBatch``; θ is the model's own values. The generators of
+    torch, NumPy and Python are seeded before either is called.
 
     Attributes:
         factory: "FILE.py:NAME".
-        source: hash of the file, so that a changed file asks another question; found out where it is not given.
+        source: hash of the file and of the Python files beside it, so that a changed one asks another question; found
+            out where it is not given.
     """
 
     factory: str = field(kw_only=True)
@@ -41,14 +44,17 @@ class Custom(MetaBenchProblem):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        path, _, name = self.factory.rpartition(":")
+        path, _, name = str(self.factory).rpartition(":")
         if not path or not name.isidentifier():
             raise am.InputError(f"{self.factory!r} is not of the form FILE.py:NAME; name the function after a colon.")
         if not Path(path).is_file():
             raise am.InputError(f"There is no file {path}; check the path before the colon.")
-        source = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
+        digest = hashlib.sha256()
+        for file in sorted({Path(path), *Path(path).parent.glob("*.py")}):
+            digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+        source = digest.hexdigest()[:12]
         if self.source not in ("", source):
-            raise am.InputError(f"{path} has changed since this sweep began; run the command again.")
+            raise am.InputError(f"{path}, or a file beside it, has changed since this sweep began; run again.")
         object.__setattr__(self, "source", source)
 
     def instance(
@@ -64,6 +70,10 @@ class Custom(MetaBenchProblem):
         tasks = _seeded(seed, lambda: sampler(seed))
         if not isinstance(tasks, am.TaskBatch):
             raise am.InputError(f"The sampler of {self.factory} returned a {type(tasks).__name__}, not a TaskBatch.")
+        if tasks.horizon is not None:
+            raise am.InputError(
+                f"The sampler of {self.factory} sets TaskBatch.horizon; leave it out, the steps and inner_lr set it."
+            )
         problem.model.to(device, dtype)
         return problem, theta.to(device, dtype), tasks.to(device, dtype)
 
@@ -121,7 +131,11 @@ def flow_if_smooth(instance: Instance, *, horizon: float, prox: float) -> Tensor
     try:
         return oracles.flow((problem, theta, tasks), horizon=horizon, prox=prox, rtol=1e-6)
     except _TooManyEvaluations:
-        return torch.empty(0, dtype=torch.float64)
+        pass
+    except RuntimeError as error:  # its steps became too small
+        if "flow oracle" not in str(error):
+            raise
+    return torch.empty(0, dtype=torch.float64)
 
 
 class _TooManyEvaluations(Exception):
@@ -142,6 +156,14 @@ def _load(path: str) -> Any:
 
 
 def _seeded(seed: int, make: Callable[[], Any]) -> Any:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return make()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    before = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002  # the global one is what careless code draws from
+            random.seed(seed)
+            return make()
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002

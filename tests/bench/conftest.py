@@ -76,6 +76,12 @@ elif method == "abort":
     sys.stderr.write("terminate called\\n  what():  std::bad_alloc\\n"); sys.stderr.flush(); os.abort()
 elif method == "nan":
     answer(metrics={"flops": float("nan")})
+elif method == "list":
+    os.write(int(sys.argv[1]), b"[]")
+elif method == "parent":
+    import subprocess
+    subprocess.Popen(["sleep", "60"])  # it inherits standard error
+    answer(metrics={"flops": 7})
 elif method == "wrong":
     answer(status="fine")
 elif method == "torn":

@@ -26,6 +26,16 @@ def test_what_changes_by_the_moment_is_never_in_a_key(monkeypatch):
     assert all(before[key] == after[key] for key in ("counter_key", "timing_key"))
 
 
+def test_a_containers_limit_counts_less_what_it_uses_and_plus_the_files_it_caches(monkeypatch, tmp_path):
+    monkeypatch.setattr(environment, "CGROUP", tmp_path)
+    free = environment.available_memory()
+    for name, text in (("memory.max", "1000"), ("memory.current", "700"), ("memory.stat", "inactive_file 100\nx 1")):
+        (tmp_path / name).write_text(text)
+    assert environment.available_memory() == 400
+    (tmp_path / "memory.max").write_text("max")
+    assert environment.available_memory() > 0.5 * free
+
+
 @pytest.mark.parametrize(("percent", "words"), [(0.0, ""), (5.0, ""), (75.0, "3.0 of 4 cores")])
 def test_a_busy_machine_is_noticed(monkeypatch, percent, words):
     monkeypatch.setattr(environment.psutil, "cpu_count", lambda: 4)

@@ -33,6 +33,7 @@ def assert_whole(bench, cells, **options):
         ("torn", "crashed", "whole answer"),
         ("nan", "crashed", "NaN"),
         ("wrong", "crashed", "wrong field"),
+        ("list", "crashed", "whole answer"),
         ("hog", "oom", "--memory"),
         ("greedy", "oom", "0.195 GiB"),
         ("abort", "oom", "fewer steps"),
@@ -49,8 +50,15 @@ def test_a_faulty_worker_is_a_row_with_a_reason_and_the_sweep_goes_on(stub_bench
     assert_whole(stub_bench, cells)
 
 
+def test_what_a_worker_leaves_running_does_not_hold_up_its_answer(stub_bench, make_cell):
+    began = time.monotonic()
+    (record,) = stub_bench([make_cell("parent")], timeout_s=20)
+    assert (record.status, record.metrics) == ("ok", {"flops": 7})
+    assert time.monotonic() - began < 15
+
+
 def test_two_hogs_at_once_share_what_there_is(stub_bench, make_cell, monkeypatch):
-    monkeypatch.setattr(runner, "MEMORY_SHARE", 400 * MIB / runner.psutil.virtual_memory().available)
+    monkeypatch.setattr(runner, "MEMORY_SHARE", 400 * MIB / runner.environment.available_memory())
     records = stub_bench([make_cell("hog", replicate=r) for r in range(2)])
     assert [record.status for record in records] == ["oom", "oom"]
     assert all("0.1" in record.reason for record in records)  # about 0.195 GiB each
@@ -137,6 +145,15 @@ def test_a_second_ctrl_c_stops_at_once_and_leaves_no_row_of_what_it_stopped(stub
         process.communicate(timeout=10)
     assert process.returncode == 130
     assert sorted(record.cell.method for record in stub_bench.store.read()[0]) == ["m0", "m1"]
+
+
+def test_ctrl_c_while_the_machine_is_watched_starts_no_cell(stub_bench, make_cell, monkeypatch):
+    def watch():
+        signal.raise_signal(signal.SIGINT)
+        return ""
+
+    monkeypatch.setattr(runner.environment, "busy", watch)
+    assert stub_bench([make_cell("m0", "time")]) == []
 
 
 def test_a_full_disk_stops_the_sweep_and_loses_nothing_that_was_finished(stub_bench):

@@ -1,5 +1,6 @@
 """The profile's schedule with stub workers, and its advice from records whose truth is known."""
 
+import math
 import sys
 from functools import partial
 
@@ -43,7 +44,9 @@ import json, os, sys
 cell = json.loads(sys.stdin.read())["cell"]
 status = "oom" if cell["method"] == "maml" and cell["options"]["inner_steps"] == 20 else "ok"
 with os.fdopen(int(sys.argv[1]), "w") as pipe:
-    json.dump({"status": status, "reason": "", "metrics": {}, "samples": {}}, pipe)
+    peak = 10**9 if cell["method"] == "reptile" and cell["options"]["inner_steps"] == 20 else 1
+    metrics = {"peak_live_bytes": peak} if cell["probe"] == "memory" else {}
+    json.dump({"status": status, "reason": "", "metrics": metrics, "samples": {}}, pipe)
 """
 
 
@@ -64,9 +67,10 @@ def measure(tmp_path, monkeypatch, cells):
 def test_what_needs_too_much_memory_is_not_timed(measure, cells):
     records, interrupted = measure(seconds=300)
     assert not interrupted
-    maml = [r.cell.probe for r in records if r.cell.method == "maml" and r.cell.options["inner_steps"] == 20]
-    assert maml == ["memory"]
-    assert len(records) == len(cells) - 2
+    for method in ("maml", "reptile"):
+        probes = [r.cell.probe for r in records if r.cell.method == method and r.cell.options["inner_steps"] == 20]
+        assert probes == ["memory"]
+    assert len(records) == len(cells) - 4
 
 
 def test_a_second_profile_measures_only_what_failed(measure, cells, monkeypatch):
@@ -97,6 +101,7 @@ def told(cells, make_record):
                 "time": {"outer_update_seconds": seconds},
                 "error": {"rel_error_flow": flow, "rel_error_unrolled": unrolled, "query_loss": loss},
             }[cell.probe]
+            metrics = {name: value for name, value in metrics.items() if value == value}
             if size is None:
                 records += [make_record(cell, status="oom")] * (cell.probe == "memory")
             else:
@@ -129,7 +134,25 @@ def test_the_fastest_faithful_method_is_recommended_where_the_query_loss_is_lowe
 def test_a_method_that_does_not_fit_is_named_and_not_recommended(told):
     text = told(TABLE | {("maml", 20): (None,) * 5}, memory=7 * MIB)
     assert text.startswith("Use remat-maml at 20 steps")
-    assert "Too big for 7.0 MiB: maml, amaml, 5 states, rk4." in text
+    assert "Too big for 7.0 MiB: maml; amaml, 5 states, rk4." in text
+
+
+def test_what_was_not_measured_is_not_held_to_be_worse(told):
+    text = told(TABLE | {("amaml-rk4", 20): (9 * MIB, 0.01, math.nan, math.nan, 0.5)})
+    assert text.startswith("Use maml at 20 steps")
+    assert "Not measured whole there, and so not compared: amaml, 5 states, rk4." in text
+    assert "Cheaper, and another direction: fomaml" in text
+
+
+def test_a_length_that_was_hardly_measured_does_not_win(told):
+    missing = {(name, 20): (*row[:2], math.nan, math.nan, row[4]) for (name, n), row in TABLE.items() if n == 20}
+    missing["maml", 20] = TABLE["maml", 20]
+    assert told(TABLE | missing).startswith("Use maml at 4 steps")
+
+
+def test_a_broken_model_is_not_taken_for_a_want_of_time(cells, make_record):
+    failed = [make_record(cell, status="skipped") for cell in cells if cell.probe == "memory"]
+    assert recommend(candidates(failed), MIB, 0.05) == ["No method was measured to the end; mostly because: because"]
 
 
 def test_a_loss_that_rises_with_the_length_speaks_for_the_shorter(told):

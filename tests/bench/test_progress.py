@@ -26,7 +26,7 @@ def shown(make_cell, make_record):
 
 
 def test_plain_lines_tell_each_cell_and_the_time_left(shown):
-    head, first, second, third = shown().splitlines()
+    head, first, _, third = shown().splitlines()
     assert head == "sweep: 3 cells to run."
     assert "[1/3] ok" in first
     # 10 steps took 1 s of work, so 1,100 are expected to take 110 s, shared by as many workers as ran at once
