@@ -36,11 +36,16 @@ def agreement(both: pd.DataFrame) -> str:
     """How far the two readings of memory are apart; empty where there are none."""
     if both.empty:
         return ""
-    apart, most = int((both.off > AGREE).sum()), words.share(both.off.max())
-    verdict = f"on {apart} they are more than {words.share(AGREE)} apart (at most {most}): mistrust those"
+    apart, most = int((both.off > AGREE).sum()), both.off.max()
+    if apart:
+        verdict = (
+            f"on {apart} they are more than {words.share(AGREE)} apart (at most {words.share(most)}): mistrust those"
+        )
+    else:
+        verdict = f"they agree within {words.share(most)}" if most else "they agree to the byte"
     return (
-        f"Two readings of memory that share no code, of live tensors and of the allocator, were taken of "
-        f"{words.plural(len(both), 'update')}; {verdict if apart else f'they agree within {most}'}."
+        "Two readings of memory that share no code, of live tensors and of the allocator, were taken of "
+        f"{words.plural(len(both), 'update')}; {verdict}."
     )
 
 

@@ -86,9 +86,13 @@ def _one_a_cell(records: Iterable[Record]) -> tuple[list[Record], list[str]]:
         )
     for probe in sorted({record.cell.probe for record in kept}):
         rows = [record for record in kept if record.cell.probe == probe]
-        versions = sorted({record.benchmark_version for record in rows})
-        if len(versions) > 1:
-            notes.append(f"The records of probe {probe} come from different benchmark versions: {', '.join(versions)}.")
+        for problem in sorted({record.cell.problem for record in rows}):  # a version covers a problem's source too
+            versions = sorted({record.benchmark_version for record in rows if record.cell.problem == problem})
+            if len(versions) > 1:
+                notes.append(
+                    f"The records of probe {probe} on {problem} come from different benchmark versions: "
+                    f"{', '.join(versions)}."
+                )
         keys = sorted({record.identity[2] for record in rows})
         if len(keys) > 1:
             notes.append(

@@ -202,7 +202,8 @@ def _law(probe: str, laws: list[summary.Scaling], look: dict) -> Section:
         figures.scaling(law, probe, _name(probe, *([str(i + 1)] if i else [])), look) for i, law in enumerate(laws)
     ]
     what = {
-        "memory": "Peak bytes of tensors above the resting level during one meta-gradient.",
+        "memory": "Peak bytes of tensors above the resting level during one meta-gradient, and the most that autograd "
+        "held for its backward passes.",
         "time": "Median seconds of one meta-gradient.",
     }
     return Section(

@@ -176,7 +176,8 @@ class Scaling:
         title: the problem and where it was measured.
         reference: steps at which values are compared: 500, else the most that were measured.
         lines: one a label: method, label, ``steps`` and ``values`` (what was ok), slope and number of points of the
-            fit, ``value`` at the reference, ``ratio`` to maml there, ``failed``: steps -> status.
+            fit, ``value`` at the reference and what autograd ``saved`` of it (memory only), ``ratio`` to maml there,
+            ``failed``: steps -> status.
     """
 
     title: str
@@ -219,6 +220,7 @@ def _scaling(title: str, group: pd.DataFrame, metric: str) -> Scaling:
                 "slope": log_slope(list(fitted), list(fitted.values())),
                 "points": len(fitted),
                 "value": by_steps.get(reference, math.nan),
+                "saved": rows[(rows.status == "ok") & (rows.inner_steps == reference)].peak_saved_bytes.mean(),
                 "failed": dict(zip(failed.inner_steps.astype(int), failed.status, strict=True)),
             }
         )

@@ -162,6 +162,7 @@ def scaling(found: Scaling, probe: str) -> Table:
                 f"at {found.reference} steps": show(row["value"])
                 if known
                 else failed.get(found.reference, words.MISSING),
+                **({"of it saved for backward": words.size(row["saved"])} if found.lines.saved.notna().any() else {}),
                 "relative to maml": words.MISSING if row["ratio"] != row["ratio"] else words.share(row["ratio"]),
                 "not ok": "; ".join(f"{status} at {steps}" for steps, status in failed.items()) or "none",
             }
@@ -226,7 +227,7 @@ def environments(frame: pd.DataFrame) -> Table:
         }
         packages = same.pop("packages", {})
         told = [f"{name} {version}" for name, version in packages.items()]
-        told += [_fact(name, value) for name, value in same.items() if value not in ("", None)]
+        told += [_fact(name, value) for name, value in same.items() if value not in ("", None, 0)]
         rows.append({"environment": key or "unknown", "records": str(len(group)), "details": ", ".join(told)})
     return _table("", rows, ("environment", "details"))
 

@@ -53,6 +53,7 @@ def readings_of(make, live):
 
 def test_readings_of_memory_that_agree_are_vouched_for(make):
     assert any("1 update; they agree within 5.00 %" in line for line in told(readings_of(make, 1050)))
+    assert any("they agree to the byte" in line for line in told(readings_of(make, 1000)))
 
 
 def test_readings_of_memory_that_disagree_are_flagged(make):

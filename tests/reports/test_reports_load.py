@@ -101,3 +101,10 @@ def test_how_often_a_problem_is_sampled_does_not_make_it_another(make):
 
 def test_the_target_is_the_one_that_the_record_tells(make):
     assert tabulate([make(target="flow"), make(target="")]).target.tolist() == ["flow", ""]
+
+
+def test_mixed_versions_are_told_problem_by_problem(make, tmp_path, store):
+    rows = [make(version="a"), make(version="b", problem="alpine"), make(version="c", problem="alpine", seed=1)]
+    (note,) = load([store(tmp_path / "s", rows)]).notes
+    assert "memory on alpine" in note
+    assert "b, c" in note
