@@ -96,7 +96,7 @@ def recommend(found: Sequence[Candidate], memory_bytes: int, tolerance: float) -
         for steps in best_at
     }
     loss = {one.steps: one.metrics["query_loss"] for one in faithful if "query_loss" in one.metrics}
-    best = best_at[min(best_at, key=lambda steps: (len(unknown[steps]) > 1, loss.get(steps, math.inf)))]
+    best = best_at[min(best_at, key=lambda steps: (bool(unknown[steps]), loss.get(steps, math.inf)))]
     told = [
         f"Use {best.name} at {best.steps} steps (T = {best.steps * best.cell.options['inner_lr']:g}): {_costs(best)}.",
         f"  am.create_method({_call(best.cell)})",

@@ -1,16 +1,16 @@
-"""How long a cell will take, from what earlier ones took."""
+"""How long cells will take, from what earlier ones took."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from bench.records import Cell, Record
 
 START_SECONDS = 2.5  # a worker's start: Python and torch
-SAMPLING_SECONDS = 2.0  # that a time cell takes however short its update is
-GUESSED_SECONDS_PER_STEP = 0.02  # where nothing like it was ever measured
+SECONDS_PER_STEP = 0.02  # of a small network, until it is known better
+DOUBT = 625.0  # steps²: how far apart measured lengths must lie to outweigh that, (0.5 s of noise / 0.02 s a step)²
 
 
 @dataclass(frozen=True)
@@ -29,28 +29,28 @@ class Estimate:
 def estimate(cells: Iterable[Cell], records: Sequence[Record]) -> Estimate:
     """The expected duration of these cells.
 
-    A cell takes what it took before, under whatever version; else what the nearest trajectory length of the same
-    probe, problem and method took, in proportion to the steps; else a guess.
+    A cell takes what it took before, under whatever version; else what a line through the durations of the same probe,
+    problem and method over the number of steps says, its slope drawn towards ``SECONDS_PER_STEP``; else a guess.
     """
-    exact = {record.cell_id: record.duration_s for record in records if record.status == "ok"}
-    alike: dict[tuple[str, str, str], list[Record]] = {}
+    exact: dict[str, float] = {}
+    alike: dict[tuple[str, str, str], list[tuple[int, float]]] = {}
     for record in records:
         if record.status == "ok":
-            alike.setdefault(_kind(record.cell), []).append(record)
+            exact[record.cell_id] = record.duration_s
+            alike.setdefault(_kind(record.cell), []).append((record.cell.options["inner_steps"], record.duration_s))
     seconds, guessed = 0.0, 0
     for cell in cells:
-        known = exact.get(cell.cell_id)
-        if known is None:
-            steps, near = cell.options["inner_steps"], alike.get(_kind(cell), [])
-            if near:
-                nearest = min(near, key=lambda r, s=steps: abs(math.log(r.cell.options["inner_steps"] / s)))
-                fixed = START_SECONDS + SAMPLING_SECONDS * (cell.probe == "time")
-                work = max(nearest.duration_s - fixed, 0.0)
-                known = fixed + work * steps / nearest.cell.options["inner_steps"]
-            else:
-                known = START_SECONDS + GUESSED_SECONDS_PER_STEP * steps
-                guessed += 1
-        seconds += known
+        steps = cell.options["inner_steps"]
+        if cell.cell_id in exact:
+            seconds += exact[cell.cell_id]
+        elif points := alike.get(_kind(cell)):
+            middle, level = fmean(n for n, _ in points), fmean(took for _, took in points)
+            rise = sum((n - middle) * (took - level) for n, took in points)
+            slope = (DOUBT * SECONDS_PER_STEP + rise) / (DOUBT + sum((n - middle) ** 2 for n, _ in points))
+            seconds += max(level + slope * (steps - middle), START_SECONDS)
+        else:
+            seconds += START_SECONDS + SECONDS_PER_STEP * steps
+            guessed += 1
     return Estimate(seconds, guessed)
 
 

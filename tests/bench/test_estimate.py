@@ -13,11 +13,19 @@ def test_a_cell_takes_what_it_took(make_cell, make_record):
     assert (told.seconds, told.guessed) == (7.0, 0)
 
 
-def test_else_what_its_nearest_relative_took_in_proportion(make_cell, make_record):
-    short, longer = (make_cell("maml", inner_steps=n) for n in (10, 100))
-    records = [took(make_record, short, START_SECONDS + 1), took(make_record, longer, START_SECONDS + 20)]
-    told = estimate([make_cell("maml", inner_steps=200)], records)
-    assert told.seconds == pytest.approx(START_SECONDS + 40)
+def test_else_what_a_line_through_its_relatives_says(make_cell, make_record):
+    records = [took(make_record, make_cell("maml", inner_steps=n), 3 + 0.1 * n) for n in (10, 100, 500)]
+    assert estimate([make_cell("maml", inner_steps=1000)], records).seconds == pytest.approx(103, rel=0.01)
+
+
+def test_the_noise_of_two_short_ones_is_not_blown_up(make_cell, make_record):
+    records = [took(make_record, make_cell("maml", inner_steps=n), took_s) for n, took_s in ((1, 2.5), (2, 4.0))]
+    assert estimate([make_cell("maml", inner_steps=1000)], records).seconds < 30
+
+
+def test_no_cell_takes_less_than_its_start(make_cell, make_record):
+    records = [took(make_record, make_cell("maml", inner_steps=n), 0.1 * n) for n in (100, 900)]
+    assert estimate([make_cell("maml", inner_steps=1)], records).seconds == START_SECONDS
 
 
 def test_else_a_guess_that_says_so(make_cell, make_record):

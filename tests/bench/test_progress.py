@@ -29,7 +29,6 @@ def test_plain_lines_tell_each_cell_and_the_time_left(shown):
     head, first, _, third = shown().splitlines()
     assert head == "sweep: 3 cells to run."
     assert "[1/3] ok" in first
-    # 10 steps took 1 s of work, so 1,100 are expected to take 110 s, shared by as many workers as ran at once
     assert " left)" in first
     assert "because" in third
     assert "(0 s left)" in third
