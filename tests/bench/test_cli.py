@@ -64,6 +64,17 @@ def test_a_sweep_runs_resumes_and_says_where_the_records_are(cli, tmp_path):
     assert len(Store(tmp_path / "store").read()[0]) == 3
 
 
+def test_what_lies_in_the_working_directory_is_not_taken_for_the_benchmark(tmp_path, cli):
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "__init__.py").write_text("raise SystemExit('the wrong one')")
+    command = [sys.executable, "-P", "-m", "bench", "run", "tiny.toml", "--out", "store", "--only", "maml"]
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, timeout=300
+    )
+    assert (done.returncode, "1 ok" in done.stdout) == (0, True), done.stderr
+
+
 def test_a_dry_run_prints_the_cells_and_runs_none(cli, tmp_path):
     done = cli("run", "tiny.toml", "--out", "store", "--dry-run", "--only", "maml", "--set", "seed=3")
     assert done.returncode == 0
