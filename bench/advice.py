@@ -13,6 +13,8 @@ from rich.table import Table
 from bench.profile import update_key
 from bench.records import Cell, Record
 
+WORTH = 0.01  # by what share a longer trajectory must lower the query loss to be worth its cost
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -45,8 +47,8 @@ class Candidate:
 
     @property
     def bytes(self) -> float:
-        """Peak memory of an update: the allocator's on CUDA, else of live tensors; NaN if not known."""
-        return self.metrics.get("peak_allocated_bytes", self.metrics.get("peak_live_bytes", math.nan))
+        """Peak memory of an update; NaN if not known."""
+        return self.metrics.get("peak_allocated_bytes", math.nan)
 
     @property
     def seconds(self) -> float:
@@ -81,8 +83,9 @@ def recommend(found: Sequence[Candidate], memory_bytes: int, tolerance: float) -
     """What the numbers say, a sentence a line.
 
     Of the methods that fit in memory and whose gradient is within ``tolerance`` of the flow's or the unrolled one's
-    the fastest is recommended, at the length where the query loss after adaptation is lowest. A method that was not
-    measured whole is neither recommended nor held to be worse: the lengths at which all were come first.
+    the fastest is recommended, at the shortest length whose query loss after adaptation is within ``WORTH`` of the
+    lowest. A method that was not measured whole is neither recommended nor held to be worse: the lengths at which all
+    were come first.
     """
     whole = [one for one in found if not math.isnan(one.bytes + one.seconds + one.error)]
     faithful = [one for one in whole if one.bytes <= memory_bytes and one.error <= tolerance]
@@ -91,12 +94,13 @@ def recommend(found: Sequence[Candidate], memory_bytes: int, tolerance: float) -
     best_at: dict[int, Candidate] = {}
     for one in sorted(faithful, key=lambda one: one.seconds):
         best_at.setdefault(one.steps, one)
-    unknown = {
-        steps: [one.name for one in found if one.steps == steps and one not in whole and not _out(one, memory_bytes)]
-        for steps in best_at
-    }
+    partly = [one for one in found if one not in whole and not _out(one, memory_bytes)]
+    unknown = {steps: [one.name for one in partly if one.steps == steps and not one.failures] for steps in best_at}
     loss = {one.steps: one.metrics["query_loss"] for one in faithful if "query_loss" in one.metrics}
-    best = best_at[min(best_at, key=lambda steps: (bool(unknown[steps]), loss.get(steps, math.inf)))]
+    pool = [steps for steps in best_at if not unknown[steps]] or list(best_at)
+    lowest = min((loss[steps] for steps in pool if steps in loss), default=math.nan)
+    enough = [steps for steps in pool if steps in loss and loss[steps] <= lowest + WORTH * abs(lowest)]
+    best = best_at[min(enough or pool)]
     told = [
         f"Use {best.name} at {best.steps} steps (T = {best.steps * best.cell.options['inner_lr']:g}): {_costs(best)}.",
         f"  am.create_method({_call(best.cell)})",
@@ -105,6 +109,10 @@ def recommend(found: Sequence[Candidate], memory_bytes: int, tolerance: float) -
     ]
     if unknown[best.steps]:
         told.append(f"Not measured whole there, and so not compared: {'; '.join(unknown[best.steps])}.")
+    failed = [one for one in partly if one.steps == best.steps and one.failures]
+    if failed:
+        status, reason = next(iter(failed[0].failures.values()))
+        told.append(f"Failed there: {'; '.join(one.name for one in failed)} ({status}: {reason})")
     others = ", ".join(f"{value:.3g} at {steps}" for steps, value in sorted(loss.items()) if steps != best.steps)
     if others and best.steps in loss:
         told.append(
@@ -132,8 +140,7 @@ def recommend(found: Sequence[Candidate], memory_bytes: int, tolerance: float) -
 
 def _out(one: Candidate, memory_bytes: int) -> bool:
     """Whether it is known to need more memory than the budget has."""
-    failed = {status for probe, (status, _) in one.failures.items() if probe in ("memory", "allocator")}
-    return one.bytes > memory_bytes or "oom" in failed
+    return one.bytes > memory_bytes or one.failures.get("allocator", ("",))[0] == "oom"
 
 
 def _nothing(found: Sequence[Candidate], whole: Sequence[Candidate], memory_bytes: int, tolerance: float) -> str:

@@ -34,7 +34,7 @@ def test_every_registered_method_comes_at_every_length(cells):
     for steps in (4, 20):
         here = [cell for cell in cells if cell.options["inner_steps"] == steps]
         assert {cell.method for cell in here} == set(METHODS)
-        assert {cell.probe for cell in here} == {"memory", "time", "error"}
+        assert {cell.probe for cell in here} == {"allocator", "time", "error"}
     order = [(cell.options["inner_steps"], profile.PHASES.index(cell.probe)) for cell in cells]
     assert order == sorted(order)
 
@@ -45,7 +45,7 @@ cell = json.loads(sys.stdin.read())["cell"]
 status = "oom" if cell["method"] == "maml" and cell["options"]["inner_steps"] == 20 else "ok"
 with os.fdopen(int(sys.argv[1]), "w") as pipe:
     peak = 10**9 if cell["method"] == "reptile" and cell["options"]["inner_steps"] == 20 else 1
-    metrics = {"peak_live_bytes": peak} if cell["probe"] == "memory" else {}
+    metrics = {"peak_allocated_bytes": peak} if cell["probe"] == "allocator" else {}
     json.dump({"status": status, "reason": "", "metrics": metrics, "samples": {}}, pipe)
 """
 
@@ -69,7 +69,7 @@ def test_what_needs_too_much_memory_is_not_timed(measure, cells):
     assert not interrupted
     for method in ("maml", "reptile"):
         probes = [r.cell.probe for r in records if r.cell.method == method and r.cell.options["inner_steps"] == 20]
-        assert probes == ["memory"]
+        assert probes == ["allocator"]
     assert len(records) == len(cells) - 4
 
 
@@ -96,16 +96,16 @@ def told(cells, make_record):
             if (name, cell.options["inner_steps"]) not in table:
                 continue
             size, seconds, flow, unrolled, loss = table[name, cell.options["inner_steps"]]
+            if size is None or isinstance(size, str):
+                records += [make_record(cell, status=size or "oom")] * (cell.probe == "allocator")
+                continue
             metrics = {
-                "memory": {"peak_live_bytes": size},
+                "allocator": {"peak_allocated_bytes": size},
                 "time": {"outer_update_seconds": seconds},
                 "error": {"rel_error_flow": flow, "rel_error_unrolled": unrolled, "query_loss": loss},
             }[cell.probe]
             metrics = {name: value for name, value in metrics.items() if value == value}
-            if size is None:
-                records += [make_record(cell, status="oom")] * (cell.probe == "memory")
-            else:
-                records.append(make_record(cell, **metrics))
+            records.append(make_record(cell, **metrics))
         return "\n".join(recommend(candidates(records), memory, tolerance))
 
     return advise
@@ -151,8 +151,21 @@ def test_a_length_that_was_hardly_measured_does_not_win(told):
     assert told(TABLE | missing).startswith("Use maml at 4 steps")
 
 
+def test_what_failed_is_named_with_its_remedy(told):
+    text = told(TABLE | {("amaml", 20): ("diverged", *[None] * 4)})
+    assert text.startswith("Use amaml, 5 states, rk4 at 20 steps")
+    assert "Failed there: amaml, 20 states, modified_euler (diverged: because)" in text
+
+
+def test_a_longer_trajectory_that_gains_nothing_is_not_worth_it(told):
+    flat = {key: (*row[:4], 0.500 if key[1] == 20 else 0.504) for key, row in TABLE.items()}
+    assert told(flat).startswith("Use maml at 4 steps")
+    gain = {key: (*row[:4], 0.500 if key[1] == 20 else 0.506) for key, row in TABLE.items()}
+    assert told(gain).startswith("Use amaml, 5 states, rk4 at 20 steps")
+
+
 def test_a_broken_model_is_not_taken_for_a_want_of_time(cells, make_record):
-    failed = [make_record(cell, status="skipped") for cell in cells if cell.probe == "memory"]
+    failed = [make_record(cell, status="skipped") for cell in cells if cell.probe == "allocator"]
     assert recommend(candidates(failed), MIB, 0.05) == ["No method was measured to the end; mostly because: because"]
 
 
