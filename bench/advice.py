@@ -107,6 +107,11 @@ def recommend(found: Sequence[Candidate], memory_bytes: int, tolerance: float) -
         f"Of the methods that fit in {_size(memory_bytes)} and whose gradient is within {tolerance:.0%} of the "
         "flow's or the unrolled one's it is the fastest there.",
     ]
+    if not any("rel_error_flow" in one.metrics for one in whole):
+        told.append(
+            "The flow's gradient could not be found on this model (kinks as of ReLU or max-pooling stop any solver): "
+            "methods that estimate it are judged by their distance to the unrolled one alone."
+        )
     if unknown[best.steps]:
         told.append(f"Not measured whole there, and so not compared: {'; '.join(unknown[best.steps])}.")
     failed = [one for one in partly if one.steps == best.steps and one.failures]
@@ -191,7 +196,7 @@ def _costs(one: Candidate) -> str:
 
 
 def _call(cell: Cell) -> str:
-    shown = ("inner_steps", "inner_lr", "num_states", "backward", "segment", "variant")
+    shown = ("inner_steps", "inner_lr", "num_states", "forward", "backward", "segment", "variant")
     given = [f"{name}={cell.options[name]!r}" for name in shown if name in cell.options]
     return ", ".join([f'"{cell.method}"', *given])
 

@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_args
 
+import psutil
 import typer
 from pydantic import ByteSize, TypeAdapter, ValidationError
 from rich.console import Console
@@ -22,6 +23,7 @@ from bench.problems import PROBLEMS
 from bench.progress import clock, make_reporter
 from bench.records import Cell, Status, Store, StoreBusyError
 
+END_SECONDS = 1.0  # for what a profile says when it is over
 DONE, BAD_INPUT, CELLS_FAILED, INTERRUPTED = 0, 2, 3, 130
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -82,7 +84,7 @@ def run(
             out.print(f"{cell.cell_id} {'todo' if cell.cell_id in waiting else 'done'} {cell.label}", markup=False)
         expected = estimate(plan.todo, store.read()[0])
         guess = f", a guess for {expected.guessed} of them" if expected.guessed else ""
-        out.print(f"{len(cells)} cells, {len(plan.todo)} to run: at most {clock(expected.seconds)}{guess}.")
+        out.print(f"{len(cells)} cells, {len(plan.todo)} to run: {clock(expected.seconds)} one after the other{guess}.")
         return
     with make_reporter(plan, out, quiet) as reporter:
         records, interrupted = runner.run(
@@ -124,7 +126,6 @@ def profile_command(
         raise InputError(
             "Name a function as FILE.py:NAME; start from `amaml-bench profile --template > my_problem.py`."
         )
-    began = time.monotonic()
     if not minutes > 0:
         raise InputError(f"--minutes {minutes:g} leaves no time; give more.")
     chosen = environment.choose_device(device)
@@ -134,7 +135,8 @@ def profile_command(
     plan = runner.plan("profile", cells, store, retry_failed=True)  # the budget may have grown
     for complaint in plan.complaints:
         err.print(escape(complaint))
-    budget = profile.Budget(_bytes(memory) or 0, 60 * minutes - (time.monotonic() - began))
+    since = time.time() - psutil.Process().create_time()  # this program's own start counts too
+    budget = profile.Budget(_bytes(memory) or 0, 60 * minutes - since - END_SECONDS)
     with make_reporter(plan, out, quiet) as reporter:
         records, interrupted = profile.run(plan, store, budget, reporter=reporter, say=err.print)
     found = advice.candidates(records)

@@ -91,7 +91,7 @@ def test_one_cell_runs_in_process_and_leaves_no_record(cli, tmp_path):
 
 def test_a_dry_run_says_how_long_it_will_take_and_learns_from_the_store(cli):
     guess = cli("run", "tiny.toml", "--out", "store", "--dry-run").stdout
-    assert "3 cells, 3 to run: at most" in guess
+    assert "3 cells, 3 to run: 8 s one after the other" in guess
     assert "a guess for 3 of them" in guess
     cli("run", "tiny.toml", "--out", "store", "--only", "maml")
     known = cli("run", "tiny.toml", "--out", "store", "--dry-run", "--set", "seed=1").stdout

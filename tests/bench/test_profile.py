@@ -124,7 +124,10 @@ TABLE = {
 def test_the_fastest_faithful_method_is_recommended_where_the_query_loss_is_lowest(told):
     text = told(TABLE)
     assert text.startswith("Use amaml, 5 states, rk4 at 20 steps (T = 1): 0.1 s, 9.0 MiB")
-    assert "am.create_method(\"amaml\", inner_steps=20, inner_lr=0.05, num_states=5, backward='rk4')" in text
+    assert (
+        "am.create_method(\"amaml\", inner_steps=20, inner_lr=0.05, num_states=5, forward='rk4', backward='rk4')"
+        in text
+    )
     assert "query loss after 20 steps is 0.5, against 1 at 4" in text
     assert "With less memory: remat-maml (0.4 s, 5.0 MiB" in text
     assert "Cheaper, and another direction: fomaml (0.05 s" in text
@@ -135,6 +138,12 @@ def test_a_method_that_does_not_fit_is_named_and_not_recommended(told):
     text = told(TABLE | {("maml", 20): (None,) * 5}, memory=7 * MIB)
     assert text.startswith("Use remat-maml at 20 steps")
     assert "Too big for 7.0 MiB: maml; amaml, 5 states, rk4." in text
+
+
+def test_without_the_flows_gradient_the_advice_says_so(told):
+    text = told({key: (*row[:2], math.nan, *row[3:]) for key, row in TABLE.items()})
+    assert "The flow's gradient could not be found" in text
+    assert "The flow's gradient could not be found" not in told(TABLE)
 
 
 def test_what_was_not_measured_is_not_held_to_be_worse(told):
