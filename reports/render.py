@@ -88,6 +88,7 @@ def _template(name: str, *, escape: bool, **context: object) -> str:
 
 
 def _sections(frame: pd.DataFrame) -> tuple[list[Section], list[str]]:
+    frame = summary.one_memory(frame)
     compared = summary.comparisons(frame)
     laws = {probe: summary.scalings(frame, probe) for probe in ("memory", "time")}
     named = [law.lines for found in laws.values() for law in found] + [found.rows for found in compared]
@@ -203,7 +204,7 @@ def _law(probe: str, laws: list[summary.Scaling], look: dict) -> Section:
     ]
     what = {
         "memory": "Peak bytes of tensors above the resting level during one meta-gradient, and the most that autograd "
-        "held for its backward passes.",
+        "held for its backward passes; where only the allocator was read, its own peak.",
         "time": "Median seconds of one meta-gradient.",
     }
     return Section(

@@ -230,6 +230,19 @@ def _scaling(title: str, group: pd.DataFrame, metric: str) -> Scaling:
     return Scaling(title, reference, table)
 
 
+def one_memory(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with the allocator's reading in the tracker's place, for updates of which only that was taken."""
+    update = [*_update(frame), frame.seed, frame.replicate, frame.counter_key]
+    keys = pd.Series(list(zip(*update, strict=True)), index=frame.index, dtype=object)
+    alone = (frame.probe == "allocator") & ~keys.isin(keys[frame.probe == "memory"])
+    return frame.assign(
+        probe=frame.probe.mask(alone, "memory"),
+        peak_live_bytes=frame.peak_live_bytes.mask(alone, frame.peak_allocated_bytes),
+        peak_allocated_bytes=frame.peak_allocated_bytes.mask(alone),
+        peak_cuda_requested_bytes=frame.peak_cuda_requested_bytes.mask(alone),
+    )
+
+
 def readings(frame: pd.DataFrame) -> pd.DataFrame:
     """Both readings of the memory of each eager update that has both, in one environment and one benchmark.
 

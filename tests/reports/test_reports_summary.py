@@ -8,6 +8,7 @@ from reports.summary import (
     cosmixture_study,
     error_points,
     log_slope,
+    one_memory,
     orders,
     readings,
     scalings,
@@ -155,6 +156,23 @@ def test_both_readings_of_an_update_are_put_side_by_side(make):
     made.append(make("memory", "reptile", metrics={"peak_live_bytes": 5}))  # one reading only
     both = readings(tabulate(made))
     assert dict(zip(both.label, both.off, strict=True)) == {"maml": 0.0, "fomaml": pytest.approx(0.2)}
+
+
+def test_an_update_of_which_only_the_allocator_was_read_has_that_for_its_memory(make):
+    made = [
+        make("memory", "maml", metrics={"peak_live_bytes": 7}),
+        make("allocator", "maml", metrics={"peak_allocated_bytes": 8}),
+        make("allocator", "fomaml", metrics={"peak_allocated_bytes": 9}),
+        make("allocator", "reptile", status="oom", reason="too big"),
+    ]
+    frame = one_memory(tabulate(made))
+    (law,) = scalings(frame, "memory")
+    assert dict(zip(law.lines.method, law.lines.value, strict=True)) == pytest.approx(
+        {"maml": 7, "fomaml": 9, "reptile": math.nan}, nan_ok=True
+    )
+    assert list(readings(frame).label) == ["maml"]
+    (compared,) = comparisons(frame)
+    assert compared.rows.set_index("method").by_probe["reptile"]["memory"][0] == "oom"
 
 
 def test_on_cuda_the_requested_bytes_count_and_compiled_updates_do_not(make):
