@@ -198,7 +198,21 @@ def _alike(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         yield f"{keys[0]} in steps of {keys[2]:g} ({keys[1]})", group
 
 
+def _with_a_state_a_step(group: pd.DataFrame) -> pd.DataFrame:
+    """The records with the line of as many states as steps, whose points each bear the label of their own number."""
+    mine = group[(group.num_states == group.inner_steps).fillna(False) & group.label.str.contains(" states")]
+    labels = [
+        label.replace(f"{states} states", "a state a step")
+        for label, states in zip(mine.label, mine.num_states, strict=True)
+    ]
+    line = mine.assign(label=labels)
+    line = line[line.groupby("label").inner_steps.transform("nunique") > 1]
+    single = group.groupby("label").inner_steps.transform("nunique") == 1
+    return pd.concat([group[~(single & group.index.isin(line.index))], line])
+
+
 def _scaling(title: str, group: pd.DataFrame, metric: str) -> Scaling:
+    group = _with_a_state_a_step(group)
     fine = group[group.status == "ok"]
     measured = (fine if len(fine) else group).inner_steps
     reference = REFERENCE_STEPS if (measured == REFERENCE_STEPS).any() else int(measured.max())

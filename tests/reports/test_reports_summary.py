@@ -182,3 +182,17 @@ def test_on_cuda_the_requested_bytes_count_and_compiled_updates_do_not(make):
     made += [make("memory", metrics={"peak_live_bytes": 9}, engine="compiled")]
     made += [make("allocator", metrics={"peak_allocated_bytes": 1}, engine="compiled")]
     assert list(readings(tabulate(made)).off) == [0.0]
+
+
+def test_as_many_states_as_steps_are_one_line_and_a_point_may_lie_on_two(make):
+    def cell(steps, states):
+        options = {"inner_steps": steps, "num_states": states, "backward": "rk4"}
+        return make("memory", "amaml", options=options, metrics={"peak_live_bytes": 10.0 * states})
+
+    (law,) = scalings(tabulate([cell(n, n) for n in (20, 50, 100)] + [cell(n, 50) for n in (20, 100)]), "memory")
+    lines = law.lines.set_index("label")
+    assert sorted(lines.index) == ["amaml (rk4, 50 states)", "amaml (rk4, a state a step)"]
+    assert lines.steps["amaml (rk4, a state a step)"] == [20, 50, 100]
+    assert lines.slope["amaml (rk4, a state a step)"] == pytest.approx(1.0)
+    assert lines.steps["amaml (rk4, 50 states)"] == [20, 50, 100]
+    assert lines.slope["amaml (rk4, 50 states)"] == pytest.approx(0.0, abs=1e-12)
