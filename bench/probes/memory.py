@@ -6,6 +6,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import count
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()
         self.live = self.peak = self.saved = self.peak_saved = 0
         self._known = WeakIdKeyDictionary()  # storage -> its identity, None where it was there before
+        self._identities = count()
         self._holders: Counter[int] = Counter()  # identity -> nodes of the graph that saved it
         self._stack = ExitStack()
 
@@ -61,7 +63,7 @@ class LiveBytes(TorchDispatchMode):
         out = func(*args, **kwargs)
         for storage in _storages(out):
             if storage not in self._known:
-                self._known[storage] = len(self._known)
+                self._known[storage] = next(self._identities)
                 size = storage.nbytes()
                 self.live += size
                 self.peak = max(self.peak, self.live)

@@ -58,6 +58,14 @@ def double_backward(x):
     return torch.autograd.grad(g, x, torch.ones_like(x))[0]
 
 
+def saved_after_a_death(x):
+    """a dies before d is made; then c, d and x·x are there with their exp, whose three results are held."""
+    a, c = x + x, x + x
+    del a
+    d = x + x
+    return [c.requires_grad_().exp(), d.requires_grad_().exp(), (x * x).requires_grad_().exp()]
+
+
 @pytest.mark.parametrize(
     ("graph", "grad", "live", "saved", "allocated"),
     [
@@ -65,6 +73,7 @@ def double_backward(x):
         (saved_results, True, 24 * N, 24 * N, 24 * N),
         (views, False, 8 * N, 0, 8 * N),
         (in_place, False, 16 * N, 0, 16 * N),
+        (saved_after_a_death, False, 48 * N, 24 * N, 48 * N),
         (backward, True, 24 * N + 16, 0, 16 * N + 16),
         (double_backward, True, 40 * N, 8 * N + 8, 40 * N),
     ],
