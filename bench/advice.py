@@ -107,10 +107,10 @@ def recommend(found: Sequence[Candidate], memory_bytes: int, tolerance: float) -
         f"Of the methods that fit in {_size(memory_bytes)} and whose gradient is within {tolerance:.0%} of the "
         "flow's or the unrolled one's it is the fastest there.",
     ]
-    if not any("rel_error_flow" in one.metrics for one in whole):
+    if not any("rel_error_flow" in one.metrics for one in whole if one.steps == best.steps):
         told.append(
-            "The flow's gradient could not be found on this model (kinks as of ReLU or max-pooling stop any solver): "
-            "methods that estimate it are judged by their distance to the unrolled one alone."
+            "The flow's gradient could not be found there within the evaluations allowed (kinks as of ReLU or "
+            "max-pooling, or a stiff trajectory): methods that estimate it are judged by the unrolled one alone."
         )
     if unknown[best.steps]:
         told.append(f"Not measured whole there, and so not compared: {'; '.join(unknown[best.steps])}.")
@@ -130,8 +130,8 @@ def recommend(found: Sequence[Candidate], memory_bytes: int, tolerance: float) -
         told.append(f"With less memory: {lean.name} ({_costs(lean)}).")
     cheap = min((one for one in there if one not in faithful), key=lambda one: one.seconds, default=None)
     if cheap is not None and cheap.seconds < best.seconds:
-        cosine = cheap.metrics.get("cosine_unrolled", math.nan)
-        told.append(f"Cheaper, and another direction: {cheap.name} ({_costs(cheap)}; cosine {cosine:.2f}).")
+        cosine = f"; cosine {cheap.metrics['cosine_unrolled']:.2f}" if "cosine_unrolled" in cheap.metrics else ""
+        told.append(f"Cheaper, but farther off: {cheap.name} ({_costs(cheap)}{cosine}).")
     too_big = [one.name for one in found if one.steps == best.steps and _out(one, memory_bytes)]
     if too_big:
         told.append(f"Too big for {_size(memory_bytes)}: {'; '.join(too_big)}.")
@@ -144,8 +144,8 @@ def recommend(found: Sequence[Candidate], memory_bytes: int, tolerance: float) -
 
 
 def _out(one: Candidate, memory_bytes: int) -> bool:
-    """Whether it is known to need more memory than the budget has."""
-    return one.bytes > memory_bytes or one.failures.get("allocator", ("",))[0] == "oom"
+    """Whether it was measured to need more memory than the budget has."""
+    return one.bytes > memory_bytes
 
 
 def _nothing(found: Sequence[Candidate], whole: Sequence[Candidate], memory_bytes: int, tolerance: float) -> str:
@@ -155,6 +155,12 @@ def _nothing(found: Sequence[Candidate], whole: Sequence[Candidate], memory_byte
         return (
             f"No method fits in {_size(memory_bytes)} with a gradient within {tolerance:.0%}; the nearest is "
             f"{near.name} at {near.steps} steps ({_costs(near)}). Raise --memory, --minutes or --tolerance."
+        )
+    if found and all(_out(one, memory_bytes) for one in found):
+        least = min(found, key=lambda one: one.bytes)
+        return (
+            f"No method fits in {_size(memory_bytes)}; the leanest is {least.name} at {least.steps} steps, which takes "
+            f"{_size(least.bytes)}. Raise --memory."
         )
     reasons = Counter(reason for one in found for _, reason in one.failures.values())
     if reasons:

@@ -62,7 +62,7 @@ def run(
         str | None, typer.Option("--cell", metavar="ID", help="run this one here, to debug it; keep no record")
     ] = None,
     retry_failed: Annotated[
-        bool, typer.Option(help="run cells again that diverged, timed out or ran out of memory")
+        bool, typer.Option(help="try failed cells again: diverged, timed out, out of memory")
     ] = False,
     quiet: Annotated[bool, typer.Option(help="print only failures and the summary")] = False,
 ) -> None:
@@ -99,7 +99,7 @@ def run(
         err.print("Interrupted. The same command goes on from here.")
         raise typer.Exit(INTERRUPTED)
     if counts.get("crashed", 0) + counts.get("timeout", 0):
-        err.print("Some cells crashed or timed out; the reasons are above and in the records.")
+        err.print("Some cells crashed or timed out; the reasons are above and in the records. To see one: --cell ID.")
         raise typer.Exit(CELLS_FAILED)
 
 
@@ -146,7 +146,7 @@ def profile_command(
     for line in advice.recommend(found, budget.memory_bytes, tolerance):
         out.print(line, markup=False)
     if missing := len(cells) - len(records):
-        out.print(f"Not measured for want of time or after a failure: {missing} of {len(cells)} cells.")
+        out.print(f"Not measured, for want of time or memory or after a failure: {missing} of {len(cells)} cells.")
     out.print(f"The records: {store.path}; `amaml-report build {store.directory}` makes the page.", markup=False)
     if interrupted:
         err.print("Interrupted. The same command goes on from here.")

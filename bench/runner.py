@@ -210,8 +210,8 @@ class _Limits:
         if time.monotonic() - began > self.timeout_s:
             return _failed(
                 "timeout",
-                f"It ran longer than {self.timeout_s:g} s; shorten the trajectory, or raise timeout_s "
-                "and --retry-failed.",
+                f"It ran longer than {self.timeout_s:g} s; shorten the trajectory, or raise timeout_s and try failed "
+                "cells again.",
             )
         with suppress(psutil.Error):  # it may have ended just now
             if psutil.Process(process.pid).memory_info().rss > self.memory_bytes:
@@ -311,17 +311,17 @@ def _answer(code: int, told: bytes, stderr: str, limits: _Limits) -> dict[str, A
     if any(sign in last for sign in OUT_OF_MEMORY):
         return _out_of_memory(limits)
     if code < 0:
-        name = signal.Signals(-code).name
+        name = signal.Signals(-code).name if -code in {*signal.Signals} else f"signal {-code}"
         hint = " (often the system's out-of-memory killer)" if name == "SIGKILL" else ""
-        return _failed("crashed", f"The worker was killed by {name}{hint}: {last}; see it in-process with --cell.")
-    return _failed("crashed", f"The worker failed: {last}; see it in-process with --cell.")
+        return _failed("crashed", f"The worker was killed by {name}{hint}: {last}; run its cell in-process to see why.")
+    return _failed("crashed", f"The worker failed: {last}; run its cell in-process to see why.")
 
 
 def _out_of_memory(limits: _Limits) -> dict[str, Any]:
     return _failed(
         "oom",
         f"It needs more than the {limits.memory_bytes / 2**30:.3g} GiB that it may take; "
-        "use fewer steps, tasks or states, or raise --memory and --retry-failed.",
+        "use fewer steps, tasks or states, or allow it more memory and try failed cells again.",
     )
 
 

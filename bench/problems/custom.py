@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import random
 import sys
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ import amaml_core as am
 from bench.problems.base import MetaBenchProblem
 from bench.records import Cell
 
+SKIPPED_FOLDERS = ("__pycache__", "venv", "env", "site-packages", "node_modules", "build", "dist")
 MAX_EVALUATIONS = 1000  # of the inner loss, for one reference
 Instance = tuple[am.MetaProblem, Tensor, am.TaskBatch]
 Sampler = Callable[[int], am.TaskBatch]
@@ -33,8 +35,8 @@ class Custom(MetaBenchProblem):
 
     Attributes:
         factory: "FILE.py:NAME".
-        source: hash of the file and of the Python files beside it, so that a changed one asks another question; found
-            out where it is not given.
+        source: hash of the file and of the Python files beside and below it, so that a changed one asks another
+            question; found out where it is not given. Data files are not part of it.
     """
 
     factory: str = field(kw_only=True)
@@ -50,8 +52,8 @@ class Custom(MetaBenchProblem):
         if not Path(path).is_file():
             raise am.InputError(f"There is no file {path}; check the path before the colon.")
         digest = hashlib.sha256()
-        for file in sorted({Path(path), *Path(path).parent.glob("*.py")}):
-            digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+        for file in _sources(Path(path)):
+            digest.update(str(file).encode() + b"\0" + file.read_bytes() + b"\0")
         source = digest.hexdigest()[:12]
         if self.source not in ("", source):
             raise am.InputError(f"{path}, or a file beside it, has changed since this sweep began; run again.")
@@ -107,6 +109,15 @@ class Custom(MetaBenchProblem):
                 "see `amaml-bench profile --template`."
             )
         return made
+
+
+def _sources(path: Path) -> list[Path]:
+    """The file and what it may import from its folder; environments, caches and hidden files are left out."""
+    found = {path}
+    for folder, below, names in os.walk(path.parent):
+        below[:] = [name for name in below if not name.startswith(".") and name not in SKIPPED_FOLDERS]
+        found |= {Path(folder, name) for name in names if name.endswith(".py") and not name.startswith(".")}
+    return sorted(file for file in found if file.is_file())
 
 
 def flow_if_smooth(instance: Instance, *, horizon: float, prox: float) -> Tensor:

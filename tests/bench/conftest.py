@@ -60,6 +60,8 @@ if method == "hang":
     time.sleep(600)
 elif method == "segfault":
     os.kill(os.getpid(), 11)
+elif method == "realtime":
+    os.kill(os.getpid(), 35)
 elif method == "raise":
     raise RuntimeError("the reason")
 elif method == "silent":

@@ -1,7 +1,10 @@
 import os
+import re
+import shlex
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -168,3 +171,21 @@ def test_a_device_that_is_not_there_is_bad_input(cli):
 def test_list(cli, what, words):
     done = cli("list", what)
     assert (done.returncode, words in done.stdout) == (0, True)
+
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+COMMANDS = re.findall(r"^\.venv/bin/amaml-bench (run .*?)(?:  +#.*)?$", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_sweeps_that_the_readme_shows_can_be_planned(cli, command):
+    words = [word for word in shlex.split(command) if word != "--dry-run"]
+    if "--cell" in words:
+        words = words[: words.index("--cell")]
+    done = cli(*words, "--dry-run", "--out", "store")
+    assert done.returncode == 0, done.stderr
+    assert " to run: " in done.stdout
+
+
+def test_the_readme_shows_sweeps():
+    assert len(COMMANDS) >= 3

@@ -112,7 +112,15 @@ def test_a_changed_file_asks_another_question(file):
     (file.parent / "helper.py").write_text("")
     between = make_problem("custom", {"factory": f"{file}:make"})
     file.write_text(SMALL + "# more\n")
-    assert len({before, between, make_problem("custom", {"factory": f"{file}:make"})}) == 3
+    after = make_problem("custom", {"factory": f"{file}:make"})
+    (file.parent / "package").mkdir()
+    (file.parent / "package" / "net.py").write_text("")
+    below = make_problem("custom", {"factory": f"{file}:make"})
+    assert len({before, between, after, below}) == 4
+    (file.parent / ".venv").mkdir()
+    (file.parent / ".venv" / "other.py").write_text("")
+    (file.parent / ".#mine.py").symlink_to("nowhere")  # an editor's lock
+    assert make_problem("custom", {"factory": f"{file}:make"}) == below
     with pytest.raises(InputError, match="has changed"):
         make_problem("custom", {"factory": f"{file}:make", "source": before.source})
 

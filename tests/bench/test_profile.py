@@ -130,14 +130,22 @@ def test_the_fastest_faithful_method_is_recommended_where_the_query_loss_is_lowe
     )
     assert "query loss after 20 steps is 0.5, against 1 at 4" in text
     assert "With less memory: remat-maml (0.4 s, 5.0 MiB" in text
-    assert "Cheaper, and another direction: fomaml (0.05 s" in text
+    assert "Cheaper, but farther off: fomaml (0.05 s" in text
     assert "At the other lengths: maml at 4 steps" in text
 
 
 def test_a_method_that_does_not_fit_is_named_and_not_recommended(told):
-    text = told(TABLE | {("maml", 20): (None,) * 5}, memory=7 * MIB)
+    text = told(TABLE | {("amaml", 20): (None,) * 5}, memory=7 * MIB)
     assert text.startswith("Use remat-maml at 20 steps")
     assert "Too big for 7.0 MiB: maml; amaml, 5 states, rk4." in text
+    assert "Failed there: amaml, 20 states, modified_euler (oom: because)" in text
+
+
+def test_where_nothing_fits_more_memory_is_the_remedy_and_not_more_time(told):
+    untimed = {key: (row[0], *[math.nan] * 4) for key, row in TABLE.items()}
+    text = told(untimed, memory=1000)
+    assert text.startswith("No method fits in 1000 B; the leanest is fomaml at")
+    assert text.endswith("Raise --memory.")
 
 
 def test_without_the_flows_gradient_the_advice_says_so(told):
@@ -151,7 +159,7 @@ def test_what_was_not_measured_is_not_held_to_be_worse(told):
     text = told(TABLE | half)
     assert text.startswith("Use maml at 20 steps")
     assert "Not measured whole there, and so not compared: amaml, 5 states, rk4." in text
-    assert "Cheaper, and another direction: fomaml" in text
+    assert "Cheaper, but farther off: fomaml" in text
 
 
 def test_a_length_that_was_hardly_measured_does_not_win(told):
