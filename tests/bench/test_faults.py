@@ -14,7 +14,7 @@ from bench.records import current
 MIB = 2**20
 
 
-def assert_whole(bench, cells, **options):
+def assert_whole(bench, cells):
     """The plan of a second run finds every cell done, by exactly one current row each."""
     records, _ = bench.store.read()
     assert sorted(record.cell_id for record in current(records)) == sorted(cell.cell_id for cell in cells)
