@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from amaml_core.engine import vector_jacobian
 from amaml_core.errors import InputError, positive_integer, positive_number
 from amaml_core.ode import (
     EULER,
@@ -16,14 +17,13 @@ from amaml_core.ode import (
     HEUN,
     RK4,
     NumStates,
+    System,
     Tableau,
     Trajectory,
     check_solver,
+    pieces,
     solve,
 )
-
-Linearize = Callable[[Tensor, Tensor], tuple[Tensor, Callable[[Tensor], Tensor]]]
-"""(t [B, 1], u [B, d]) -> (f(t, u) [B, d], the product v -> (∂f/∂u)ᵀ v)."""
 
 # Euler takes the Jacobian at the far (left) end: that makes it the exact reverse of forward Euler.
 BACKWARD = {"euler": replace(EULER, c=(1.0,)), "modified_euler": HEUN, "rk4": RK4}
@@ -49,7 +49,7 @@ class AdjointSolution:
 
 
 def tracked(
-    linearize: Linearize,
+    system: System,
     trajectory: Trajectory,
     terminal: Float[Tensor, "tasks params"],
     tableau: Tableau,
@@ -62,7 +62,7 @@ def tracked(
     cubic Hermite interpolant of (u_j, f_j, u_{j+1}, f_{j+1}), whose error O(h⁴) keeps a fourth-order scheme's order.
 
     Args:
-        linearize: of f, see ``Linearize``.
+        system: f, with products.
         trajectory: the tracked states.
         terminal: λ(T), ``[B, d]``.
         tableau: the scheme, its ``c`` counted from the interval's right end.
@@ -71,39 +71,60 @@ def tracked(
     states, dtype = trajectory.states, terminal.dtype
     times = trajectory.times.to(dtype).unsqueeze(-1)
     steps = trajectory.times.diff(dim=0).to(dtype).unsqueeze(-1)
-    adjoint = terminal
-    integral = torch.zeros_like(terminal) if integrate else None
-    stiffness = terminal.new_zeros(len(terminal))
-    needs_right = any(c < 1.0 for c in tableau.c)
-    right = linearize(times[-1], states[-1]) if needs_right else None
-    for j in reversed(range(len(states) - 1)):
-        h = steps[j]
-        left = linearize(times[j], states[j])
-        products = {1.0: left[1]}
-        if right is not None:
-            products[0.0] = right[1]
-            if 0.5 in tableau.c:
-                middle = 0.5 * (states[j] + states[j + 1]) + (h / 8) * (left[0] - right[0])
-                products[0.5] = linearize(times[j] + 0.5 * h, middle)[1]
-        ratios: list[Tensor] = []
+    found = (terminal, terminal.new_zeros(len(terminal)), *([torch.zeros_like(terminal)] if integrate else []))
+    last = len(states) - 1
+    cost = len(set(tableau.c)) + len(tableau.c)  # linearisations and products
+    for count in pieces(last, system.per_call(cost) or last):
+        first = last - count
+        found = system.run(
+            Retreat(tableau, count), times[first : last + 1], steps[first:last], *found, *states[first : last + 1]
+        )
+        last = first
+    return AdjointSolution(found[0], found[2] if integrate else None, found[1])
 
-        def slope(c: float, stage: Tensor, products=products, ratios=ratios) -> Tensor:
-            value = products[c](stage)
-            if not ratios:
-                ratios.append(_norm(value) / _norm(stage).clamp_min(torch.finfo(stage.dtype).tiny))
-            return value
 
-        adjoint, stages = tableau.step(slope, adjoint, h)
-        if integral is not None:
-            for weight, stage in zip(tableau.b, stages, strict=True):
-                integral = integral + (h * weight) * stage
-        stiffness = torch.maximum(stiffness, h.squeeze(-1) * ratios[0])
-        right = left if needs_right else None
-    return AdjointSolution(adjoint, integral, stiffness)
+@dataclass(frozen=True)
+class Retreat:
+    """The adjoint's way back over ``count`` intervals: (times, widths, λ, stiffness, [∫λ dt,] states) -> the same."""
+
+    tableau: Tableau
+    count: int
+
+    def __call__(self, system: System, times: Tensor, steps: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """λ, stiffness and, where it came along, ∫λ dt at the left end."""
+        found, states = tensors[: -self.count - 1], tensors[-self.count - 1 :]
+        adjoint, stiffness = found[:2]
+        integral = found[2] if len(found) > 2 else None
+        needs_right = any(c < 1.0 for c in self.tableau.c)
+        right = system.linearize(times[-1], states[-1]) if needs_right else None
+        for j in reversed(range(self.count)):
+            h = steps[j]
+            left = system.linearize(times[j], states[j])
+            products = {1.0: left[1]}
+            if right is not None:
+                products[0.0] = right[1]
+                if 0.5 in self.tableau.c:
+                    middle = 0.5 * (states[j] + states[j + 1]) + (h / 8) * (left[0] - right[0])
+                    products[0.5] = system.linearize(times[j] + 0.5 * h, middle)[1]
+            ratios: list[Tensor] = []
+
+            def slope(c: float, stage: Tensor, products=products, ratios=ratios) -> Tensor:
+                value = products[c](stage)
+                if not ratios:
+                    ratios.append(_norm(value) / _norm(stage).clamp_min(torch.finfo(stage.dtype).tiny))
+                return value
+
+            adjoint, stages = self.tableau.step(slope, adjoint, h)
+            if integral is not None:
+                for weight, stage in zip(self.tableau.b, stages, strict=True):
+                    integral = integral + (h * weight) * stage
+            stiffness = torch.maximum(stiffness, h.squeeze(-1) * ratios[0])
+            right = left if needs_right else None
+        return (adjoint, stiffness) if integral is None else (adjoint, stiffness, integral)
 
 
 def backsolve(
-    linearize: Linearize,
+    system: System,
     end: Float[Tensor, "tasks params"],
     horizon: Float[Tensor, " tasks"],
     terminal: Float[Tensor, "tasks params"],
@@ -128,11 +149,11 @@ def backsolve(
 
     def reverse(s: Tensor, state: Tensor) -> Tensor:  # s = T − t
         u, adjoint = state[:, :size], state[:, size : 2 * size]
-        value, product = linearize(horizon.unsqueeze(1) - s, u)
+        value, product = system.linearize(horizon.unsqueeze(1) - s, u)
         return torch.cat([-value, product(adjoint)] + ([adjoint] if integrate else []), dim=1)
 
     path = solve(
-        reverse,
+        System(reverse),
         torch.cat(pieces, dim=1),
         horizon,
         solver=solver,
@@ -197,22 +218,18 @@ def adjoint_gradient(
             u = u.detach().requires_grad_()
             value = field(t, u)
 
-        def product(v: Tensor) -> Tensor:
-            if not value.requires_grad:  # f does not depend on u
-                return torch.zeros_like(u)
-            return torch.autograd.grad(value, u, v, retain_graph=True, materialize_grads=True)[0]
-
-        return value.detach(), product
+        return value.detach(), lambda v: vector_jacobian(value, u, v, keep=True)
 
     options = {"solver": forward, "num_states": num_states, "rtol": rtol, "atol": atol}
     horizon = u0.new_full((1,), t1)
-    path = solve(field, u0.detach().reshape(1, -1), horizon, keep=backward != "backsolve", **options)
+    system = System(field, linearize)
+    path = solve(system, u0.detach().reshape(1, -1), horizon, keep=backward != "backsolve", **options)
     end = path.states[-1]
     terminal = terminal_grad(end.reshape(shape)).reshape(1, -1)
     if backward == "backsolve":
-        solution = backsolve(linearize, end, horizon, terminal, forward_steps=path.steps, **options)
+        solution = backsolve(system, end, horizon, terminal, forward_steps=path.steps, **options)
     else:
-        solution = tracked(linearize, path, terminal, BACKWARD[backward])
+        solution = tracked(system, path, terminal, BACKWARD[backward])
     return end.reshape(shape), solution.adjoint.reshape(shape)
 
 

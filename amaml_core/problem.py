@@ -5,22 +5,31 @@ from __future__ import annotations
 import copy
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 
-from amaml_core.errors import InputError
+from amaml_core import engine as compiler
+from amaml_core.errors import InputError, positive_integer
 from amaml_core.tasks import TaskBatch
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-Engine = Literal["auto", "eager"]
+Engine = Literal["auto", "eager", "compiled"]
+Step = Callable[..., tuple[Tensor, ...]]
+"""A pure, hashable function (inner problem, *tensors) -> tensors: what the engine compiles as a whole."""
+
+DATA = ("support_x", "support_y", "query_x", "query_y")
+PAYBACK = 200  # planned outer updates from which on compilation (10 to 60 s) pays for itself with a small network
+SMALL = 20_000  # adapted parameters up to which dispatch, and not arithmetic, takes the time of an eager update
 
 
 class MetaProblem:
@@ -34,7 +43,10 @@ class MetaProblem:
         adapt: regular expression; parameters whose full name matches are adapted, the others keep the model's own
             values. ``None`` adapts all.
         shared: what happens to the parameters that ``adapt`` leaves out; ``"frozen"``: nothing.
-        engine: ``"eager"``, or ``"auto"``, whose rule at present is: eager everywhere.
+        engine: ``"eager"``; ``"compiled"``: whole solver steps are compiled, once for each shape of the tasks; or
+            ``"auto"``: compiled if at least ``PAYBACK`` outer updates are planned, the model has no convolutions and
+            at most ``SMALL`` parameters are adapted, else eager.
+        planned_updates: outer updates that will be made with this problem, as far as known; only ``"auto"`` asks.
         chunk_size: at most so many tasks are worked on at once, which bounds the memory; ``None``: all of them.
 
     Raises:
@@ -57,6 +69,7 @@ class MetaProblem:
         adapt: str | None = None,
         shared: Literal["frozen"] = "frozen",
         engine: Engine = "auto",
+        planned_updates: int = 1,
         chunk_size: int | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -70,9 +83,9 @@ class MetaProblem:
             raise InputError(f"engine={engine!r} is not available; choose one of {', '.join(get_args(Engine))}.")
         if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
             raise InputError(f"chunk_size={chunk_size!r} is not a positive number of tasks; use 1 or more, or None.")
+        positive_integer("planned_updates", planned_updates)
         _refuse_stateful(model)
         self.model, self.inner_loss, self.outer_loss, self.chunk_size = model, inner, outer, chunk_size
-        self.engine: Engine = engine
         every = dict(model.named_parameters())
         try:
             pattern = re.compile(".*" if adapt is None else adapt)
@@ -85,6 +98,13 @@ class MetaProblem:
         own = {every[name].dtype for name in self._shapes}
         if len(own) > 1 or not next(iter(own)).is_floating_point:
             raise InputError(f"The adapted parameters have dtypes {own}; convert the model to one floating dtype.")
+        self._convolves = any(isinstance(module, _ConvNd) for module in model.modules())
+        if engine == "auto":
+            pays = planned_updates >= PAYBACK and self.dim <= SMALL and not self._convolves
+            engine = "compiled" if pays else "eager"
+        self.engine: Literal["eager", "compiled"] = engine
+        self._traced_frozen: dict[str, Tensor] | None = None  # stands in for the frozen part while a step is traced
+        self._compiled: dict[Hashable, tuple[Callable[..., Any], Counter[str]]] = {}
 
     @property
     def dim(self) -> int:
@@ -159,7 +179,7 @@ class MetaProblem:
             InputError: the tasks' dtype or device is not θ's, or the model was put into a mode that has a memory.
         """
         _refuse_stateful(self.model)
-        for name in ("support_x", "support_y", "query_x", "query_y"):
+        for name in DATA:
             value: Tensor = getattr(tasks, name)
             if value.device != theta.device:
                 raise InputError(f"{name} is on {value.device} and theta on {theta.device}; move one of them.")
@@ -169,7 +189,7 @@ class MetaProblem:
 
     def predict(self, u: Float[Tensor, "tasks params"], x: Tensor) -> Tensor:
         """The model's outputs ``[B, n, ...]`` for inputs ``[B, n, ...]``, each task with its own parameters."""
-        return self._vmapped(lambda one, inputs: self._call(one, inputs), u, x)
+        return self._over_tasks(lambda one, inputs: self._call(one, inputs), u, x)
 
     def losses(self, loss: Loss, u: Float[Tensor, "tasks params"], x: Tensor, y: Tensor) -> Float[Tensor, " tasks"]:
         """``[B]``: each task's loss at its own parameters.
@@ -185,11 +205,14 @@ class MetaProblem:
                 raise InputError(f'The loss returned {found}; it must return a scalar (reduction="mean").')
             return value
 
-        return self._vmapped(one_task, u, x, y)
+        return self._over_tasks(one_task, u, x, y)
 
-    @staticmethod
-    def _vmapped(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
+    def _over_tasks(self, function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
         try:
+            # vmap turns convolutions into grouped ones, for which the CPU's kernels are slow
+            if self._convolves and arguments[0].device.type == "cpu":
+                with nullcontext() if self._traced_frozen is not None else _nothing_drawn():
+                    return torch.stack([function(*one) for one in zip(*arguments, strict=True)])
             return vmap(function)(*arguments)
         except RuntimeError as error:
             if "random" in str(error):
@@ -207,6 +230,8 @@ class MetaProblem:
         return {name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
 
     def _frozen(self) -> dict[str, Tensor]:
+        if self._traced_frozen is not None:
+            return self._traced_frozen
         every = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
         return {name: value.detach() for name, value in every.items() if name not in self._shapes}
 
@@ -234,6 +259,63 @@ class InnerProblem:
     def __init__(self, problem: MetaProblem, theta: Tensor, tasks: TaskBatch, prox: float) -> None:
         self.problem, self.theta, self.tasks, self.prox = problem, theta, tasks, prox
         self.stats: Counter[str] = Counter(grad_evals=0, hvp_evals=0)
+        self._inputs = [theta, *(getattr(tasks, name).contiguous() for name in DATA), *problem._frozen().values()]
+
+    def per_call(self, cost: int = 1) -> int | None:
+        """How many steps of ``cost`` gradients or products each make one compiled call; None in the eager engine."""
+        return max(1, compiler.BUDGET // cost) if self.problem.engine == "compiled" else None
+
+    def run(self, step: Step, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """``step(self, *tensors)``, compiled in the compiled engine. Nothing in it may be differentiated later."""
+        if self.problem.engine == "eager":
+            return step(self, *tensors)
+        return self._compiled(compiler.compile_function, step, tensors)
+
+    def pullback(
+        self, step: Step, u: Tensor, *tensors: Tensor, once: bool = True
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The only result of ``step(self, u, *tensors)``, of u's shape, and its product v -> (∂result/∂u)ᵀ v.
+
+        Where more than one product is wanted, say ``once=False``: else the graph is freed on the way.
+        """
+        if self.problem.engine == "compiled":
+            return self._compiled(compiler.compile_pullback, step, (u, *tensors))
+        with torch.enable_grad():
+            u = u.detach().requires_grad_()
+            (value,) = step(self, u, *tensors)
+        return value.detach(), lambda v: compiler.vector_jacobian(value, u, v, keep=not once)
+
+    def _compiled(self, compile_: Callable[..., Any], step: Step, tensors: Sequence[Tensor]) -> Any:
+        arguments = [*(tensor.contiguous() for tensor in tensors), *self._inputs]
+        shapes = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in arguments)
+        key = (compile_, step, self.prox, self.problem.model.training, shapes)
+        if key not in self.problem._compiled:
+            counted: Counter[str] = Counter()
+            with torch.no_grad():
+                self.loss(self.start())  # a model that draws random numbers, or does not fit, is told of here
+
+            def pure(*values: Tensor) -> Any:
+                traced = self._traced(values[len(tensors) :])
+                results = step(traced, *values[: len(tensors)])
+                counted.clear()
+                counted.update(traced.stats)
+                return results if compile_ is compiler.compile_function else results[0]
+
+            self.problem._compiled[key] = compile_(pure, arguments), counted
+        function, counted = self.problem._compiled[key]
+        self.stats.update(counted)
+        return function(*arguments)
+
+    def _traced(self, inputs: Sequence[Tensor]) -> InnerProblem:
+        """This inner problem with these tensors in the place of its own, for a trace."""
+        theta, *rest = inputs
+        traced, traced.problem, traced.tasks = (copy.copy(value) for value in (self, self.problem, self.tasks))
+        traced.theta, traced.stats = theta, Counter()
+        for name, value in zip(DATA, rest, strict=False):
+            object.__setattr__(traced.tasks, name, value)  # frozen, and not to be checked again
+        traced.problem._traced_frozen = dict(zip(self.problem._frozen(), rest[len(DATA) :], strict=True))
+        traced.problem.engine = "eager"
+        return traced
 
     def start(self) -> Float[Tensor, "tasks params"]:
         """u(0) = θ for every task, ``[B, d]`` (a view, not to be written to)."""
@@ -249,22 +331,20 @@ class InnerProblem:
     ) -> Float[Tensor, "tasks params"]:
         """The inner objective's gradient, ``[B, d]``; differentiable in u where ``create_graph`` is set."""
         self.stats["grad_evals"] += 1
-        return self._gradient(u if create_graph else u.detach().requires_grad_(), create_graph)
+        if create_graph:
+            return _gradient(self, u)[0]
+        return self.run(_detached_gradient, u)[0]
 
     def linearize(self, u: Float[Tensor, "tasks params"]) -> Linearization:
         """The gradient at u and its products with vectors, from one shared graph (reverse over reverse)."""
         self.stats["linearizations"] += 1
-        u = u.detach().requires_grad_()
-        gradient = self._gradient(u, create_graph=True)
+        gradient, product = self.pullback(_gradient, u, once=False)  # the Hessian is symmetric
 
         def hvp(v: Tensor) -> Tensor:
             self.stats["hvp_evals"] += 1
-            # a linear model with a linear loss has no second derivative at all: its product is zero
-            if not gradient.requires_grad:
-                return torch.zeros_like(v)
-            return torch.autograd.grad(gradient, u, v, retain_graph=True, materialize_grads=True)[0]
+            return product(v)
 
-        return Linearization(gradient.detach(), hvp)
+        return Linearization(gradient, hvp)
 
     def query_loss(self, u: Float[Tensor, "tasks params"]) -> Float[Tensor, " tasks"]:
         """L_val, ``[B]``."""
@@ -274,16 +354,35 @@ class InnerProblem:
         self, u: Float[Tensor, "tasks params"]
     ) -> tuple[Float[Tensor, " tasks"], Float[Tensor, "tasks params"]]:
         """L_val ``[B]`` and ∇L_val ``[B, d]``."""
-        with torch.enable_grad():
-            u = u.detach().requires_grad_()
-            loss = self.query_loss(u)
-            return loss.detach(), torch.autograd.grad(loss.sum(), u)[0]
+        loss, gradient = self.run(_query_gradient, u)
+        return loss, gradient
 
-    def _gradient(self, u: Tensor, create_graph: bool) -> Tensor:
-        with torch.enable_grad():
-            # tasks do not interact, so the gradient of the sum holds each task's own gradient
-            total = self.loss(u).sum()
-            return torch.autograd.grad(total, u, create_graph=create_graph)[0]
+
+def _gradient(inner: InnerProblem, u: Tensor, create_graph: bool = True) -> tuple[Tensor]:
+    with torch.enable_grad():
+        # tasks do not interact, so the gradient of the sum holds each task's own gradient
+        total = inner.loss(u).sum()
+        return torch.autograd.grad(total, u, create_graph=create_graph)
+
+
+def _detached_gradient(inner: InnerProblem, u: Tensor) -> tuple[Tensor]:
+    return _gradient(inner, u.detach().requires_grad_(), create_graph=False)
+
+
+def _query_gradient(inner: InnerProblem, u: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        u = u.detach().requires_grad_()
+        loss = inner.query_loss(u)
+        return loss.detach(), torch.autograd.grad(loss.sum(), u)[0]
+
+
+@contextmanager
+def _nothing_drawn() -> Iterator[None]:
+    """Refuse random numbers, as vmap does."""
+    before = torch.random.get_rng_state()
+    yield
+    if not torch.equal(before, torch.random.get_rng_state()):
+        raise RuntimeError("random numbers were drawn")
 
 
 def _refuse_stateful(model: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,9 +12,42 @@ from torch import Tensor
 from amaml_core.adjoint import BACKWARD, AdjointSolution, backsolve, check_backward, tracked
 from amaml_core.errors import InputError, positive_number
 from amaml_core.methods.base import OK, MetaGradientMethod, Outcome, Status, Target
-from amaml_core.ode import NumStates, SolverFailedError, Trajectory, check_solver, solve
+from amaml_core.ode import RK4, NumStates, SolverFailedError, System, Trajectory, check_solver, solve
 from amaml_core.problem import InnerProblem
 from amaml_core.stopping import Stopping
+
+
+class GradientFlow(System):
+    """du/dt = −∇L_tr(u) − μ(u−θ)."""
+
+    def __init__(self, inner: InnerProblem) -> None:
+        super().__init__(self._field, self._linearize)
+        self.inner = inner
+
+    def _field(self, t: Tensor, u: Tensor) -> Tensor:
+        return -self.inner.gradient(u)
+
+    def _linearize(self, t: Tensor, u: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        point = self.inner.linearize(u)
+        return -point.gradient, lambda v: -point.hvp(v)
+
+    def run(self, step: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
+        """See ``System.run``; compiled in the compiled engine."""
+        return self.inner.run(_OfFlow(step), *tensors)
+
+    def per_call(self, cost: int) -> int | None:
+        """See ``System.per_call``."""
+        return self.inner.per_call(cost)
+
+
+@dataclass(frozen=True)
+class _OfFlow:
+    """A step of the flow as a step of the inner problem, which is what engines compile."""
+
+    step: Callable[..., tuple[Tensor, ...]]
+
+    def __call__(self, inner: InnerProblem, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return self.step(GradientFlow(inner), *tensors)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +58,8 @@ class AMAML(MetaGradientMethod):
     the gradient is λ(0) + ∫μλ dt. Euler both ways is the exact gradient of ``num_states`` gradient steps.
 
     Attributes:
-        forward: "dopri5", any other torchdiffeq solver, or "euler", "heun", "rk4" on ``num_states`` equal steps.
+        forward: "dopri5", any other torchdiffeq solver, "euler", "heun", "rk4" on ``num_states`` equal steps, or
+            "rk43": rk4 with adaptive steps, which mind the stability of the way back too.
         backward: "modified_euler", "euler", "rk4" along the tracked states; "backsolve" tracks none.
         num_states: K equal intervals of each task's [0, T_b], ``inner_steps`` where none is given; "accepted": the
             forward solver's own steps, so that ``rtol`` governs both.
@@ -72,7 +107,7 @@ class AMAML(MetaGradientMethod):
 
     def _solve(self, inner: InnerProblem, horizon: Tensor, keep: bool) -> tuple[Trajectory, Tensor]:
         path = solve(
-            lambda t, u: -inner.gradient(u),
+            GradientFlow(inner),
             inner.start(),
             horizon,
             solver=self.forward,
@@ -80,6 +115,7 @@ class AMAML(MetaGradientMethod):
             rtol=self.rtol,
             atol=self.atol,
             keep=keep or self.stopping is not None,
+            max_stiffness=0.9 * min(RK4.stability, BACKWARD.get(self.backward, RK4).stability),
         )
         inner.stats.update(forward_steps=path.steps, rejected_steps=path.rejected)
         if self.stopping is not None:
@@ -92,10 +128,6 @@ class AMAML(MetaGradientMethod):
         return Outcome(path.states[-1].clone(), horizon)
 
     def _differentiate(self, inner: InnerProblem, horizon: Tensor) -> Outcome:
-        def linearize(t: Tensor, u: Tensor):
-            point = inner.linearize(u)
-            return -point.gradient, lambda v: -point.hvp(v)
-
         path, horizon = self._solve(inner, horizon, keep=self.backward != "backsolve")
         end = path.states[-1].clone()  # a view would keep the whole trajectory alive
         loss, terminal = inner.query_gradient(end)
@@ -105,7 +137,7 @@ class AMAML(MetaGradientMethod):
         if self.backward == "backsolve":
             try:
                 solution = backsolve(
-                    linearize,
+                    GradientFlow(inner),
                     end,
                     horizon,
                     terminal,
@@ -124,7 +156,7 @@ class AMAML(MetaGradientMethod):
             inner.stats["states_stored"] += 1
         else:
             scheme = BACKWARD[self.backward]
-            solution = tracked(linearize, path, terminal, scheme, integrate=self.prox > 0)
+            solution = tracked(GradientFlow(inner), path, terminal, scheme, integrate=self.prox > 0)
             inner.stats["states_stored"] += len(path.states)
         grads = solution.adjoint if solution.integral is None else solution.adjoint + self.prox * solution.integral
         done = Outcome(end, horizon, loss, grads, horizon_grad)

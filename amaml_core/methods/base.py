@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from amaml_core.errors import InputError, positive_integer, positive_number
-from amaml_core.ode import SolverFailedError
+from amaml_core.ode import SolverFailedError, pieces
 from amaml_core.problem import InnerProblem, MetaProblem
 from amaml_core.tasks import TaskBatch
 
@@ -248,12 +248,44 @@ def _with_divergence(done: Outcome) -> list[Status]:
     ]
 
 
+@dataclass(frozen=True)
+class Descend:
+    """``count`` steps u ← u − h ∇L_tr(u), with h ``[B, 1]``, as a step of the engine; differentiable if asked for."""
+
+    count: int
+    create_graph: bool = False
+
+    def __call__(self, inner: InnerProblem, u: Tensor, h: Tensor) -> tuple[Tensor]:
+        """See ``Step``."""
+        for _ in range(self.count):
+            u = u - h * inner.gradient(u, create_graph=self.create_graph)
+        return (u,)
+
+
 def gradient_descent(
     inner: InnerProblem, horizon: Float[Tensor, " tasks"], steps: int
 ) -> Float[Tensor, "tasks params"]:
     """K steps u ← u − (T_b/K) ∇L_tr(u) from θ, ``[B, d]``; no graph, no state kept."""
-    u, step = inner.start(), (horizon / steps).unsqueeze(-1)
-    for _ in range(steps):
-        u = u - step * inner.gradient(u)
+    u, h = inner.start(), (horizon / steps).unsqueeze(-1)
+    for count in pieces(steps, inner.per_call() or 1):
+        (u,) = inner.run(Descend(count), u, h)
     inner.stats["forward_steps"] += steps
     return u
+
+
+def unrolled(
+    inner: InnerProblem, u: Float[Tensor, "tasks params"], h: Tensor, steps: int
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """u_K after K gradient steps of h ``[B, 1]``, and the product with (∂u_K/∂u)ᵀ; the graph of all steps is kept."""
+    products = []
+    for count in pieces(steps, inner.per_call() or steps):
+        u, product = inner.pullback(Descend(count, create_graph=True), u, h)
+        products.append(product)
+
+    def pull(adjoint: Tensor) -> Tensor:
+        inner.stats["hvp_evals"] += steps  # the way back runs once through each step's gradient
+        while products:
+            adjoint = products.pop()(adjoint)
+        return adjoint
+
+    return u, pull

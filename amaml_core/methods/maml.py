@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from amaml_core.methods.base import MetaGradientMethod, Outcome, Target
+from amaml_core.methods.base import MetaGradientMethod, Outcome, Target, unrolled
 from amaml_core.problem import InnerProblem
 
 
@@ -26,13 +25,7 @@ class MAML(MetaGradientMethod):
         return "unrolled"
 
     def _differentiate(self, inner: InnerProblem, horizon: Tensor) -> Outcome:
-        step = (horizon / self.inner_steps).unsqueeze(-1)
-        with torch.enable_grad():
-            start = u = inner.start().clone().requires_grad_()
-            for _ in range(self.inner_steps):
-                u = u - step * inner.gradient(u, create_graph=True)
-            loss = inner.query_loss(u)
-            grads = torch.autograd.grad(loss.sum(), start)[0]
-        # the way back runs once through each step's gradient, which is one Hessian-vector product
-        inner.stats.update(forward_steps=self.inner_steps, hvp_evals=self.inner_steps, states_stored=self.inner_steps)
-        return Outcome(u.detach(), horizon, loss.detach(), grads)
+        u, pull = unrolled(inner, inner.start(), (horizon / self.inner_steps).unsqueeze(-1), self.inner_steps)
+        loss, adjoint = inner.query_gradient(u)
+        inner.stats.update(forward_steps=self.inner_steps, states_stored=self.inner_steps)
+        return Outcome(u, horizon, loss, pull(adjoint))

@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from amaml_core.errors import positive_integer
-from amaml_core.methods.base import MetaGradientMethod, Outcome, Target
+from amaml_core.methods.base import Descend, MetaGradientMethod, Outcome, Target, unrolled
+from amaml_core.ode import pieces
 from amaml_core.problem import InnerProblem
 
 
@@ -39,22 +39,16 @@ class RematMAML(MetaGradientMethod):
 
     def _differentiate(self, inner: InnerProblem, horizon: Tensor) -> Outcome:
         length = max(1, math.isqrt(self.inner_steps)) if self.segment == "sqrt" else self.segment
-        step = (horizon / self.inner_steps).unsqueeze(-1)
-        starts = range(0, self.inner_steps, length)
+        lengths = list(pieces(self.inner_steps, length))
+        h = (horizon / self.inner_steps).unsqueeze(-1)
         u = inner.start()
-        saved = u.new_empty((len(starts), *u.shape))
-        for k in range(self.inner_steps):
-            if k % length == 0:
-                saved[k // length] = u
-            u = u - step * inner.gradient(u)
+        saved = u.new_empty((len(lengths), *u.shape))
+        for index, count in enumerate(lengths):
+            saved[index] = u
+            for part in pieces(count, inner.per_call() or 1):
+                (u,) = inner.run(Descend(part), u, h)
         loss, adjoint = inner.query_gradient(u)
-        for index in reversed(range(len(starts))):
-            count = min(length, self.inner_steps - starts[index])
-            with torch.enable_grad():
-                first = last = saved[index].requires_grad_()
-                for _ in range(count):
-                    last = last - step * inner.gradient(last, create_graph=True)
-                adjoint = torch.autograd.grad(last, first, adjoint)[0]
-            inner.stats["hvp_evals"] += count
-        inner.stats.update(forward_steps=self.inner_steps, states_stored=len(starts))
+        for index, count in reversed(list(enumerate(lengths))):
+            adjoint = unrolled(inner, saved[index], h, count)[1](adjoint)
+        inner.stats.update(forward_steps=self.inner_steps, states_stored=len(lengths))
         return Outcome(u, horizon, loss, adjoint)
