@@ -68,18 +68,17 @@ def tracked(
         tableau: the scheme, its ``c`` counted from the interval's right end.
         integrate: carry ∫λ dt as one more component of the same scheme.
     """
-    states, dtype = trajectory.states, terminal.dtype
-    times = trajectory.times.to(dtype).unsqueeze(-1)
-    steps = trajectory.times.diff(dim=0).to(dtype).unsqueeze(-1)
+    times = trajectory.times.to(terminal.dtype).unsqueeze(-1)
+    steps = trajectory.times.diff(dim=0).to(terminal.dtype).unsqueeze(-1)
     found = (terminal, terminal.new_zeros(len(terminal)), *([torch.zeros_like(terminal)] if integrate else []))
-    last = len(states) - 1
     cost = len(set(tableau.c)) + len(tableau.c)  # linearisations and products
-    for count in pieces(last, system.per_call(cost) or last):
-        first = last - count
-        found = system.run(
-            Retreat(tableau, count), times[first : last + 1], steps[first:last], *found, *states[first : last + 1]
-        )
-        last = first
+    for start, last in reversed(trajectory.segments()):
+        states = trajectory.replay(system, start, last)
+        for count in pieces(last - start, system.per_call(cost) or last - start):
+            first = last - count
+            here = states[first - start : last - start + 1]
+            found = system.run(Retreat(tableau, count), times[first : last + 1], steps[first:last], *found, *here)
+            last = first
     return AdjointSolution(found[0], found[2] if integrate else None, found[1])
 
 

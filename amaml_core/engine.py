@@ -7,7 +7,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,7 +31,7 @@ def compile_function(function: Callable[..., Sequence[Tensor]], examples: Sequen
     Raises:
         InputError: there is no C++ compiler.
     """
-    with _timed(), torch.no_grad():
+    with _compiling():
         return _build(_trace(function, examples), examples)
 
 
@@ -47,7 +49,7 @@ def compile_pullback(
             value = function(u, *rest)
         return value.detach(), vector_jacobian(value, u, direction, keep=False)
 
-    with _timed(), torch.no_grad():
+    with _compiling():
         first, second, needed = _halves(_trace(joint, [torch.empty_like(examples[0]), *examples]))
         forward = _build(first, examples)
         _, *residuals = forward(*examples)
@@ -73,15 +75,15 @@ def vector_jacobian(value: Tensor, u: Tensor, direction: Tensor, *, keep: bool) 
     return torch.autograd.grad(value, u, direction, retain_graph=keep, materialize_grads=True)[0]
 
 
-class _timed:
-    """Adds the time spent inside to ``seconds``."""
-
-    def __enter__(self) -> None:
-        self.began = time.perf_counter()
-
-    def __exit__(self, *error: object) -> None:
-        global seconds
-        seconds += time.perf_counter() - self.began
+@contextmanager
+def _compiling() -> Iterator[None]:
+    """Adds the time spent inside to ``seconds``; what torch's compiler warns of itself concerns nobody here."""
+    global seconds
+    began = time.perf_counter()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        yield
+    seconds += time.perf_counter() - began
 
 
 def _trace(function: Callable[..., Sequence[Tensor]], examples: Sequence[Tensor]) -> fx.GraphModule:

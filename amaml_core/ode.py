@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -114,12 +114,35 @@ class Trajectory:
         states: K+1 states ``[B, d]``, the first and the last included.
         steps: accepted steps of the solver.
         rejected: rejected steps of an adaptive solver.
+        every: only every so-manieth state is kept, and the last one; ``replay`` computes the others again.
+        tableau: the scheme of a fixed grid, to replay.
     """
 
     times: Float[Tensor, "points tasks"]
     states: Tensor | list[Tensor]
     steps: int
     rejected: int = 0
+    every: int = 1
+    tableau: Tableau | None = None
+
+    def segments(self) -> list[tuple[int, int]]:
+        """The runs of intervals (first point, last point) between kept states."""
+        last = len(self.times) - 1
+        if self.every == 1:
+            return [(0, last)]
+        return [(first, min(first + self.every, last)) for first in range(0, last, self.every)]
+
+    def replay(self, system: System, first: int, last: int) -> Tensor | list[Tensor]:
+        """The states of the points from ``first`` to ``last``, one of ``segments``."""
+        if self.every == 1:
+            return self.states[first : last + 1]
+        assert self.tableau is not None
+        states = [self.states[first // self.every]]
+        starts = self.times[first:last].to(states[0].dtype).unsqueeze(-1)
+        h = self.times[-1:].T.to(starts.dtype) / (len(self.times) - 1)
+        for reached in _march(system, states[0], starts, h, self.tableau):
+            states += reached
+        return states
 
     def stopped_at(self, index: Tensor) -> Trajectory:
         """Every task held still from its own point ``index [B]`` on: later intervals get width zero."""
@@ -140,6 +163,7 @@ def solve(
     rtol: float,
     atol: float,
     keep: bool = True,
+    every: int = 1,
     max_steps: int = MAX_STEPS,
     max_stiffness: float = 0.9 * RK4.stability,
 ) -> Trajectory:
@@ -160,6 +184,7 @@ def solve(
             accuracy does not depend on its neighbours.
         atol: likewise.
         keep: keep all K+1 states; otherwise only the first and the last.
+        every: on a fixed grid, keep only every so-manieth state and the last one.
         max_steps: an adaptive solver gives up after so many steps, rejected ones included.
         max_stiffness: "rk43" keeps h‖∂f/∂u‖ below this, by its own estimate. A way back on its steps needs what is
             left of its scheme's stability limit: it meets all directions, also those that the way out has damped.
@@ -171,7 +196,7 @@ def solve(
     scale = horizon.unsqueeze(1)
     if solver in FIXED_GRIDS:
         assert isinstance(num_states, int)
-        return _fixed_grid(system, u0, horizon, FIXED_GRIDS[solver], num_states, keep)
+        return _fixed_grid(system, u0, horizon, FIXED_GRIDS[solver], num_states, keep, every)
     if solver == "rk43":
         return _rk43(system, u0, horizon, num_states, Attempt(rtol, atol), keep, max_steps, max_stiffness)
     accepted: list[tuple[Tensor, Tensor]] = []
@@ -253,23 +278,33 @@ class Advance:
         return tuple(states)
 
 
-def _fixed_grid(system: System, u0: Tensor, horizon: Tensor, tableau: Tableau, count: int, keep: bool) -> Trajectory:
+def _march(system: System, u: Tensor, starts: Tensor, h: Tensor, tableau: Tableau) -> Iterator[tuple[Tensor, ...]]:
+    """Steps of h ``[B, 1]`` from u, one at each of the times ``[K, B, 1]``; the states come in runs of a call each."""
+    with torch.no_grad():
+        for length in pieces(len(starts), system.per_call(len(tableau.b)) or 1):
+            reached = system.run(Advance(tableau, length), u, starts[:length], h)
+            yield reached
+            u, starts = reached[-1], starts[length:]
+
+
+def _fixed_grid(
+    system: System, u0: Tensor, horizon: Tensor, tableau: Tableau, count: int, keep: bool, every: int
+) -> Trajectory:
     times = torch.linspace(0, 1, count + 1, dtype=torch.float64, device=u0.device).unsqueeze(1) * horizon
     h = (horizon / count).unsqueeze(1)
-    states = u0.new_empty((count + 1 if keep else 2, *u0.shape))
+    every = every if keep else count
+    states = u0.new_empty((-(-count // every) + 1, *u0.shape))
     states[0] = u = u0
-    starts = times.to(u0.dtype).unsqueeze(-1)
     done = 0
-    with torch.no_grad():
-        for length in pieces(count, system.per_call(len(tableau.b)) or 1):
-            reached = system.run(Advance(tableau, length), u, starts[done : done + length], h)
-            u = reached[-1]
-            if keep:
-                for j, state in enumerate(reached, done + 1):
-                    states[j] = state
-            done += length
+    for reached in _march(system, u, times[:-1].to(u0.dtype).unsqueeze(-1), h, tableau):
+        for u in reached:
+            done += 1
+            if done % every == 0:
+                states[done // every] = u
     states[-1] = u
-    return Trajectory(times if keep else times[[0, -1]], states, steps=count)
+    if not keep:
+        return Trajectory(times[[0, -1]], states, steps=count)
+    return Trajectory(times, states, steps=count, every=every, tableau=tableau)
 
 
 @dataclass(frozen=True)

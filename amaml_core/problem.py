@@ -79,8 +79,6 @@ class MetaProblem:
             raise InputError("A loss is missing; pass loss=, or both inner_loss= and outer_loss=.")
         if shared != "frozen":
             raise InputError(f'shared={shared!r} is not available; use shared="frozen".')
-        if engine not in get_args(Engine):
-            raise InputError(f"engine={engine!r} is not available; choose one of {', '.join(get_args(Engine))}.")
         if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
             raise InputError(f"chunk_size={chunk_size!r} is not a positive number of tasks; use 1 or more, or None.")
         positive_integer("planned_updates", planned_updates)
@@ -99,12 +97,28 @@ class MetaProblem:
         if len(own) > 1 or not next(iter(own)).is_floating_point:
             raise InputError(f"The adapted parameters have dtypes {own}; convert the model to one floating dtype.")
         self._convolves = any(isinstance(module, _ConvNd) for module in model.modules())
+        self.planned_updates = planned_updates
+        self._set_engine(engine)
+        self._traced_frozen: dict[str, Tensor] | None = None  # stands in for the frozen part while a step is traced
+
+    def _set_engine(self, engine: Engine) -> None:
+        if engine not in get_args(Engine):
+            raise InputError(f"engine={engine!r} is not available; choose one of {', '.join(get_args(Engine))}.")
         if engine == "auto":
-            pays = planned_updates >= PAYBACK and self.dim <= SMALL and not self._convolves
+            pays = self.planned_updates >= PAYBACK and self.dim <= SMALL and not self._convolves
             engine = "compiled" if pays else "eager"
         self.engine: Literal["eager", "compiled"] = engine
-        self._traced_frozen: dict[str, Tensor] | None = None  # stands in for the frozen part while a step is traced
         self._compiled: dict[Hashable, tuple[Callable[..., Any], Counter[str]]] = {}
+
+    def with_engine(self, engine: Engine) -> MetaProblem:
+        """The same problem under another engine; the model is shared.
+
+        Raises:
+            InputError: there is no such engine.
+        """
+        other = copy.copy(self)
+        other._set_engine(engine)
+        return other
 
     @property
     def dim(self) -> int:

@@ -19,6 +19,7 @@ from rich.markup import escape
 from amaml_core import METHODS, InputError
 from bench import advice, environment, profile, runner, spec, worker
 from bench.estimate import estimate
+from bench.peers import PEERS
 from bench.problems import PROBLEMS
 from bench.progress import clock, make_reporter
 from bench.records import Cell, Status, Store, StoreBusyError
@@ -40,8 +41,10 @@ def list_command(what: Annotated[str, typer.Argument(help="methods, problems or 
     """List the methods, problems or sweeps, a line each."""
     if what == "methods":
         lines = [f"{name:<12} {_first_line(method.__doc__)}" for name, method in METHODS.items()]
+        lines += ["", "Peers, which are what you would use instead of this library:"]
+        lines += [f"{name:<14} {_first_line(peer.__doc__)}" for name, peer in PEERS.items()]
     elif what == "problems":
-        lines = [f"{name:<12} {problem.text}" for name, problem in PROBLEMS.items()]
+        lines = [f"{name:<16} {problem.text}" for name, problem in PROBLEMS.items()]
     elif what == "sweeps":
         lines = [f"{name:<12} {spec.load_spec(name).description}" for name in spec.list_sweeps()]
     else:

@@ -18,6 +18,7 @@ import torch
 from amaml_core import InputError
 
 PACKAGES = ("amaml-bench", "torch", "torchdiffeq", "numpy", "scipy", "jaxtyping", "pydantic")
+PACKAGES += ("jax", "jaxlib", "diffrax", "higher", "torchopt")  # of the peers, where they are installed
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 CGROUP = Path("/sys/fs/cgroup")
 CGROUP_FILES = (

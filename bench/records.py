@@ -22,6 +22,7 @@ SCHEMA_VERSION = 1
 RECORDS_FILE = "records.jsonl"
 
 Status = Literal["ok", "skipped", "diverged", "oom", "timeout", "crashed"]
+TIMED_PROBES = frozenset({"floor", "time"})
 FINAL_STATUSES = frozenset({"ok", "diverged", "oom", "timeout"})  # crashed and skipped are tried again
 
 
@@ -44,6 +45,8 @@ class Metric:
 
 METRICS: dict[str, Metric] = {
     "outer_update_seconds": Metric("s", "lower", "timing_key", "median time of one meta-gradient"),
+    "floor_seconds": Metric("s", "lower", "timing_key", "its matrix products and activations alone"),
+    "compile_seconds": Metric("s", "lower", "timing_key", "compilation before the first meta-gradient, not part of it"),
     "peak_live_bytes": Metric("B", "lower", "counter_key", "peak tensor bytes above the resting level, eager engine"),
     "peak_saved_bytes": Metric("B", "lower", "counter_key", "the most of it that autograd held for a backward pass"),
     "peak_allocated_bytes": Metric("B", "lower", "counter_key", "the allocator's own peak above the resting level"),
@@ -94,7 +97,9 @@ class Cell(_Frozen):
     def label(self) -> str:
         """A name for people: probe/problem/method and the trajectory length."""
         options = self.options
-        extra = "".join(f" {k}={options[k]}" for k in ("num_states", "backward", "variant") if k in options)
+        telling = ("num_states", "forward", "backward", "solver", "rtol", "variant")
+        extra = "".join(f" {k}={options[k]}" for k in telling if k in options)
+        extra += "" if self.engine == "eager" else f" {self.engine}"
         horizon = options["inner_steps"] * options["inner_lr"]
         return f"{self.probe}/{self.problem}/{self.method} K={options['inner_steps']} T={horizon:g}{extra} {self.dtype}"
 
@@ -128,7 +133,7 @@ class Record(_Frozen):
 
 def environment_key(probe: str) -> Literal["counter_key", "timing_key"]:
     """The environment key under which a probe's answers are comparable."""
-    return "timing_key" if probe == "time" else "counter_key"
+    return "timing_key" if probe in TIMED_PROBES else "counter_key"
 
 
 def canonical_json(value: Any) -> str:

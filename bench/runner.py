@@ -21,11 +21,11 @@ from typing import Any, Protocol
 import psutil
 
 from bench import environment
-from bench.records import FINAL_STATUSES, Cell, Record, Store, canonical_json, environment_key
+from bench.records import FINAL_STATUSES, TIMED_PROBES, Cell, Record, Store, canonical_json, environment_key
 from bench.versions import benchmark_version
 from bench.worker import OUT_OF_MEMORY
 
-EXCLUSIVE_PROBES = frozenset({"allocator", "memory", "time"})  # these run alone; others run two at once
+EXCLUSIVE_PROBES = TIMED_PROBES | {"allocator", "memory"}  # these run alone; others run two at once
 SHARED_WORKERS = 2
 MEMORY_SHARE = 0.7  # of what is available, for all workers that run at once
 WATCH_S = 0.1  # between two looks at a worker's time and memory
@@ -100,7 +100,7 @@ class Plan:
 
 def threads_for(probe: str) -> int:
     """Torch threads of a worker: all cores where time is measured, else one, so that two workers can run at once."""
-    return environment.usable_cores() if probe == "time" else 1
+    return environment.usable_cores() if probe in TIMED_PROBES else 1
 
 
 def plan(sweep: str, cells: Sequence[Cell], store: Store, *, retry_failed: bool = False) -> Plan:
@@ -181,7 +181,7 @@ def run(
                     break
                 if not admit(cell, records):
                     continue
-                if cell.probe == "time" and not quiet:
+                if cell.probe in TIMED_PROBES and not quiet:
                     quiet = True
                     if warning := environment.busy():
                         say(warning)

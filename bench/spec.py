@@ -12,15 +12,18 @@ import itertools
 import tomllib
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from amaml_core import InputError
+from amaml_core.problem import Engine
+from bench.peers import PEERS
 from bench.problems import make_problem, resolved_options
 from bench.records import Cell
 
-PROBES = ("allocator", "counts", "error", "memory", "time")
+PROBES = ("allocator", "counts", "error", "floor", "memory", "time")
+PEER_ENGINE = "own"  # an outside library has no engine of ours
 SWEEPS = files("bench") / "sweeps"
 
 
@@ -34,6 +37,7 @@ class Grid(BaseModel):
     problem_options: dict[str, Any] = Field(default_factory=dict)
     method: str | list[str]
     options: dict[str, Any]
+    engine: str | list[str] = "eager"
     dtype: str | list[str] = "float32"
     seed: int | list[int] = 0
     replicates: int = Field(default=1, ge=1)
@@ -133,11 +137,13 @@ def expand(spec: SweepSpec, *, device: str = "cpu", only: str | None = None) -> 
 
 def _expand_grid(grid: Grid, replicate: int, device: str) -> list[Cell]:
     cells = []
-    for probe, problem, dtype, seed in itertools.product(
-        *map(_listed, (grid.probe, grid.problem, grid.dtype, grid.seed))
+    for probe, problem, engine, dtype, seed in itertools.product(
+        *map(_listed, (grid.probe, grid.problem, grid.engine, grid.dtype, grid.seed))
     ):
         if probe not in PROBES:
             raise InputError(f"Unknown probe {probe!r}; choose one of {', '.join(PROBES)}.")
+        if engine not in get_args(Engine):
+            raise InputError(f"Unknown engine {engine!r}; choose one of {', '.join(get_args(Engine))}.")
         if dtype not in ("float32", "float64"):
             raise InputError(f"Unknown dtype {dtype!r}; choose float32 or float64.")
         for problem_options in _product(grid.problem_options):
@@ -150,6 +156,7 @@ def _expand_grid(grid: Grid, replicate: int, device: str) -> list[Cell]:
                         problem_options=resolved_options(made),
                         method=method,
                         options=resolved,
+                        engine=PEER_ENGINE if method in PEERS else engine,
                         probe=probe,
                         replicate=replicate,
                         seed=seed,

@@ -25,11 +25,13 @@ def source_hash(*sources: str) -> str:
 
 
 def benchmark_version(cell: Cell) -> str:
-    """The version of the benchmark behind a cell's numbers: core, problem, oracles, probe and worker."""
+    """The version of the benchmark behind a cell's numbers: core, problem, oracles, probe, worker, peer."""
+    from bench.peers import PEERS
     from bench.problems import PROBLEMS  # needs torch, which the readers of records do not have
 
     problem = PROBLEMS[cell.problem].__module__.replace(".", "/")
+    peers = ("bench/peers",) if cell.method in PEERS else ()
     probes = ("bench/probes/base.py", f"bench/probes/{cell.probe}.py")
     return source_hash(
-        "amaml_core", "bench/problems/base.py", f"{problem}.py", "bench/oracles.py", *probes, "bench/worker.py"
+        "amaml_core", "bench/problems/base.py", f"{problem}.py", "bench/oracles.py", *probes, "bench/worker.py", *peers
     )

@@ -25,6 +25,7 @@ OUT_OF_MEMORY = (
     "not enough memory",
     "can't start new thread",
     "bad_alloc",
+    "RESOURCE_EXHAUSTED",  # JAX's
     "MemoryError",
 )
 

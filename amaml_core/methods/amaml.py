@@ -2,52 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from amaml_core.adjoint import BACKWARD, AdjointSolution, backsolve, check_backward, tracked
 from amaml_core.errors import InputError, positive_number
+from amaml_core.flow import GradientFlow
 from amaml_core.methods.base import OK, MetaGradientMethod, Outcome, Status, Target
-from amaml_core.ode import RK4, NumStates, SolverFailedError, System, Trajectory, check_solver, solve
+from amaml_core.ode import FIXED_GRIDS, RK4, NumStates, SolverFailedError, Trajectory, check_solver, solve
 from amaml_core.problem import InnerProblem
 from amaml_core.stopping import Stopping
-
-
-class GradientFlow(System):
-    """du/dt = −∇L_tr(u) − μ(u−θ)."""
-
-    def __init__(self, inner: InnerProblem) -> None:
-        super().__init__(self._field, self._linearize)
-        self.inner = inner
-
-    def _field(self, t: Tensor, u: Tensor) -> Tensor:
-        return -self.inner.gradient(u)
-
-    def _linearize(self, t: Tensor, u: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        point = self.inner.linearize(u)
-        return -point.gradient, lambda v: -point.hvp(v)
-
-    def run(self, step: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
-        """See ``System.run``; compiled in the compiled engine."""
-        return self.inner.run(_OfFlow(step), *tensors)
-
-    def per_call(self, cost: int) -> int | None:
-        """See ``System.per_call``."""
-        return self.inner.per_call(cost)
-
-
-@dataclass(frozen=True)
-class _OfFlow:
-    """A step of the flow as a step of the inner problem, which is what engines compile."""
-
-    step: Callable[..., tuple[Tensor, ...]]
-
-    def __call__(self, inner: InnerProblem, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return self.step(GradientFlow(inner), *tensors)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +31,8 @@ class AMAML(MetaGradientMethod):
         backward: "modified_euler", "euler", "rk4" along the tracked states; "backsolve" tracks none.
         num_states: K equal intervals of each task's [0, T_b], ``inner_steps`` where none is given; "accepted": the
             forward solver's own steps, so that ``rtol`` governs both.
+        checkpoint: "sqrt": only every √K-th state is kept, the others are computed again on the way back, for the
+            price of one more gradient a stage; fixed grids only. None: all states are kept.
         rtol: of an adaptive forward solver.
         atol: likewise.
         prox: μ.
@@ -72,6 +42,7 @@ class AMAML(MetaGradientMethod):
     forward: str = "dopri5"
     backward: str = "modified_euler"
     num_states: NumStates | None = None
+    checkpoint: Literal["sqrt"] | None = None
     rtol: float = 1e-5
     atol: float = 1e-7
     prox: float = 0.0
@@ -83,6 +54,13 @@ class AMAML(MetaGradientMethod):
         super().__post_init__()
         check_solver(self.forward, self._states, self.rtol, self.atol)
         check_backward(self.backward)
+        if self.checkpoint not in (None, "sqrt"):
+            raise InputError(f'checkpoint={self.checkpoint!r} is unknown; choose "sqrt" or None.')
+        if self.checkpoint and (self.forward not in FIXED_GRIDS or self.backward not in BACKWARD or self.stopping):
+            raise InputError(
+                f'checkpoint="sqrt" needs a fixed grid ({", ".join(FIXED_GRIDS)}) and no stopping rule or back-solve; '
+                "change those, or drop checkpoint."
+            )
         positive_number("prox", self.prox, or_zero=True)
         if self.stopping is not None and not isinstance(self.stopping, Stopping):
             raise InputError(f"stopping={self.stopping!r} is not a stopping rule; use GradientNorm, QueryLoss or None.")
@@ -101,6 +79,10 @@ class AMAML(MetaGradientMethod):
         return super().options() | {"num_states": self._states}
 
     @property
+    def _every(self) -> int:
+        return math.isqrt(self._states) if self.checkpoint and isinstance(self._states, int) else 1
+
+    @property
     def inner_prox(self) -> float:
         """μ."""
         return self.prox
@@ -115,6 +97,7 @@ class AMAML(MetaGradientMethod):
             rtol=self.rtol,
             atol=self.atol,
             keep=keep or self.stopping is not None,
+            every=self._every,
             max_stiffness=0.9 * min(RK4.stability, BACKWARD.get(self.backward, RK4).stability),
         )
         inner.stats.update(forward_steps=path.steps, rejected_steps=path.rejected)
@@ -157,7 +140,7 @@ class AMAML(MetaGradientMethod):
         else:
             scheme = BACKWARD[self.backward]
             solution = tracked(GradientFlow(inner), path, terminal, scheme, integrate=self.prox > 0)
-            inner.stats["states_stored"] += len(path.states)
+            inner.stats["states_stored"] += len(path.states) + (path.every if path.every > 1 else 0)
         grads = solution.adjoint if solution.integral is None else solution.adjoint + self.prox * solution.integral
         done = Outcome(end, horizon, loss, grads, horizon_grad)
         return replace(done, status=self._status(inner.start(), solution))

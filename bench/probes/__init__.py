@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from bench.probes import allocator, counts, error, memory, time
+from bench.probes import allocator, counts, error, floor, memory, time
 
 PROBES = {
     "allocator": allocator.measure,
     "counts": counts.measure,
     "error": error.measure,
+    "floor": floor.measure,
     "memory": memory.measure,
     "time": time.measure,
 }

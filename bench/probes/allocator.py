@@ -26,6 +26,7 @@ def measure(problem: BenchProblem, cell: Cell) -> Measurement:
 
     On the CPU from the profiler's allocation events, whose log grows with the update: past ``MAX_EVALUATIONS`` the
     row says that it was not read. On CUDA from the caching allocator, in blocks as it rounds them and as requested.
+    A peer that does not allocate through torch tells what its compiler laid out (``allocated_bytes``).
     """
     update = problem.update(cell, 0)
     out = update()
@@ -34,7 +35,9 @@ def measure(problem: BenchProblem, cell: Cell) -> Measurement:
     result.judge(out.status)
     evaluations = sum(out.stats.get(name, 0) for name in ("grad_evals", "linearizations", "hvp_evals"))
     del out
-    if cell.device == "cuda":
+    if (laid_out := getattr(update, "allocated_bytes", None)) is not None:
+        result.metrics["peak_allocated_bytes"] = laid_out
+    elif cell.device == "cuda":
         result.metrics |= _cuda_peaks(update)
     elif evaluations > MAX_EVALUATIONS:
         result.reason = result.reason or (

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
-from amaml_core import Status
+from amaml_core import InputError, Status
+from bench.records import Cell
 
 STATS = ("grad_evals", "hvp_evals", "states_stored", "forward_steps")
 
@@ -35,6 +36,16 @@ class Measurement:
         short = sum(status == "not_converged" for status in statuses)
         if short:
             self.metrics["not_converged_tasks"] = self.metrics.get("not_converged_tasks", 0) + short
+
+
+def eager_only(cell: Cell, probe: str) -> None:
+    """Refuse a cell whose update no dispatch mode can see into.
+
+    Raises:
+        InputError: the engine is not eager.
+    """
+    if cell.engine != "eager":
+        raise InputError(f"The probe {probe} sees operators of the eager engine only; use the probe allocator or time.")
 
 
 @contextmanager

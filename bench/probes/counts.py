@@ -7,7 +7,7 @@ from typing import Any
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.probes.base import Measurement
+from bench.probes.base import Measurement, eager_only
 from bench.problems.base import BenchProblem
 from bench.records import Cell
 
@@ -31,6 +31,7 @@ class OperatorCount(TorchDispatchMode):
 
 def measure(problem: BenchProblem, cell: Cell) -> Measurement:
     """Gradients, Hessian-vector products, stored states, steps, floating-point operations, dispatched operators."""
+    eager_only(cell, "counts")
     update = problem.update(cell, 0)
     with FlopCounterMode(display=False) as flops:
         out = update()

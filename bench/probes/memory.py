@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.weak import WeakIdKeyDictionary
 
-from bench.probes.base import Measurement, collected
+from bench.probes.base import Measurement, collected, eager_only
 from bench.problems.base import BenchProblem
 from bench.records import Cell
 
@@ -109,6 +109,7 @@ def measure(problem: BenchProblem, cell: Cell) -> Measurement:
 
     One update goes before, so that caches which grow in the first call are part of the resting level.
     """
+    eager_only(cell, "memory")
     update = problem.update(cell, 0)
     update()
     with collected(), LiveBytes() as tracker:

@@ -9,6 +9,7 @@ from amaml_core import InputError
 from bench.problems.base import BenchProblem
 from bench.problems.closed_form import ClosedForm
 from bench.problems.custom import Custom
+from bench.problems.images import SyntheticImages
 from bench.problems.regression import Alpine, CosMixture
 
 PROBLEMS: dict[str, type[BenchProblem]] = {
@@ -16,6 +17,7 @@ PROBLEMS: dict[str, type[BenchProblem]] = {
     "closed_form": ClosedForm,
     "cosmixture": CosMixture,
     "custom": Custom,
+    "synthetic_images": SyntheticImages,
 }
 
 

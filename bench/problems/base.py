@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import amaml_core as am
+from bench.peers import Peer, create
 from bench.records import Cell
 
 
@@ -78,11 +79,11 @@ class BenchProblem(ABC):
 
 @dataclass(frozen=True)
 class MetaBenchProblem(BenchProblem):
-    """A problem with a model, tasks and an initialisation, which every registered method applies to."""
+    """A problem with a model, tasks and an initialisation, which every registered method and peer applies to."""
 
     def resolve_method(self, method: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         """See ``BenchProblem.resolve_method``."""
-        made = am.create_method(method, **options)
+        made = create(method, **options)
         return made.options(), made.target
 
     @abstractmethod
@@ -93,8 +94,11 @@ class MetaBenchProblem(BenchProblem):
 
     def update(self, cell: Cell, sample: int) -> Callable[[], Gradient]:
         """See ``BenchProblem.update``."""
-        method = am.create_method(cell.method, **cell.options)
+        method = create(cell.method, **cell.options)
         problem, theta, tasks = self.instance(cell.seed, sample, getattr(torch, cell.dtype), cell.device)
+        if isinstance(method, Peer):
+            return method.prepare(problem, theta, tasks)
+        problem = problem.with_engine(cell.engine)
         return lambda: method.meta_gradient(problem, theta, tasks)
 
     def references(self, cell: Cell, sample: int) -> dict[str, Tensor]:

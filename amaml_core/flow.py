@@ -1,0 +1,44 @@
+"""The inner training as a system of ordinary differential equations (Li et al. 2023, eq. 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from amaml_core.ode import System
+from amaml_core.problem import InnerProblem
+
+
+class GradientFlow(System):
+    """du/dt = −∇L_tr(u) − μ(u−θ)."""
+
+    def __init__(self, inner: InnerProblem) -> None:
+        super().__init__(self._field, self._linearize)
+        self.inner = inner
+
+    def _field(self, t: Tensor, u: Tensor) -> Tensor:
+        return -self.inner.gradient(u)
+
+    def _linearize(self, t: Tensor, u: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        point = self.inner.linearize(u)
+        return -point.gradient, lambda v: -point.hvp(v)
+
+    def run(self, step: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
+        """See ``System.run``; compiled in the compiled engine."""
+        return self.inner.run(_OfFlow(step), *tensors)
+
+    def per_call(self, cost: int) -> int | None:
+        """See ``System.per_call``."""
+        return self.inner.per_call(cost)
+
+
+@dataclass(frozen=True)
+class _OfFlow:
+    """A step of the flow as a step of the inner problem, which is what engines compile."""
+
+    step: Callable[..., tuple[Tensor, ...]]
+
+    def __call__(self, inner: InnerProblem, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return self.step(GradientFlow(inner), *tensors)
