@@ -16,8 +16,9 @@ from amaml_core.errors import InputError
 from amaml_core.linear_solve import LinearSolution, conjugate_gradient
 from amaml_core.methods import METHODS, create_method
 from amaml_core.methods.base import Adaptation, MetaGradient, MetaGradientMethod, Status, Target
-from amaml_core.ode import SOLVERS, SolverFailedError, Trajectory, solve
+from amaml_core.ode import SOLVERS, solve
 from amaml_core.problem import InnerProblem, Linearization, MetaProblem
+from amaml_core.scheme import SolverFailedError, System, Trajectory
 from amaml_core.stopping import GradientNorm, QueryLoss, Stopping
 from amaml_core.tasks import TaskBatch
 
@@ -38,6 +39,7 @@ __all__ = [
     "SolverFailedError",
     "Status",
     "Stopping",
+    "System",
     "Target",
     "TaskBatch",
     "Trajectory",

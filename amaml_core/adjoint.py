@@ -11,7 +11,8 @@ from torch import Tensor
 
 from amaml_core.engine import vector_jacobian
 from amaml_core.errors import InputError, positive_integer, positive_number
-from amaml_core.ode import (
+from amaml_core.ode import OURS, check_solver, solve
+from amaml_core.scheme import (
     EULER,
     FIXED_GRIDS,
     HEUN,
@@ -20,14 +21,12 @@ from amaml_core.ode import (
     System,
     Tableau,
     Trajectory,
-    check_solver,
     pieces,
-    solve,
 )
 
 # Euler takes the Jacobian at the far (left) end: that makes it the exact reverse of forward Euler.
 BACKWARD = {"euler": replace(EULER, c=(1.0,)), "modified_euler": HEUN, "rk4": RK4}
-BACKWARDS = (*BACKWARD, "backsolve")
+BACKWARDS = (*BACKWARD, "discrete", "backsolve")
 
 
 @dataclass(frozen=True)
@@ -122,6 +121,26 @@ class Retreat:
         return (adjoint, stiffness) if integral is None else (adjoint, stiffness, integral)
 
 
+def discrete(system: System, trajectory: Trajectory, terminal: Float[Tensor, "tasks params"]) -> AdjointSolution:
+    """Differentiate the forward solver's own steps: the exact gradient of what it computed, however it stepped.
+
+    It is as stable as the way out, for it is the transpose of the same linear map, step by step.
+
+    Args:
+        system: f, differentiable.
+        trajectory: with the steps that were ``taken``.
+        terminal: λ(T), ``[B, d]``.
+    """
+    adjoint = terminal
+    times = trajectory.times.to(terminal.dtype).unsqueeze(-1)
+    steps = trajectory.times.diff(dim=0).to(terminal.dtype).unsqueeze(-1)
+    for start, last in reversed(trajectory.segments()):
+        states = trajectory.replay(system, start, last)
+        for j in reversed(range(start, last)):
+            adjoint = system.pullback(trajectory.taken[j], states[j - start], times[j], steps[j])(adjoint)
+    return AdjointSolution(adjoint)
+
+
 def backsolve(
     system: System,
     end: Float[Tensor, "tasks params"],
@@ -186,7 +205,7 @@ def adjoint_gradient(
         terminal_grad: u(t1) -> dL/du(t1), of u0's shape.
         num_states: K equal intervals of [0, t1], or "accepted".
         forward: a solver of ``SOLVERS``.
-        backward: "euler", "modified_euler", "rk4" or "backsolve".
+        backward: "euler", "modified_euler", "rk4", "discrete" or "backsolve".
         rtol: of an adaptive solver.
         atol: likewise.
 
@@ -205,7 +224,7 @@ def adjoint_gradient(
         True
     """
     check_solver(forward, num_states, rtol, atol)
-    check_backward(backward)
+    check_backward(backward, forward, num_states)
     positive_number("t1", t1)
     shape = u0.shape
 
@@ -227,6 +246,8 @@ def adjoint_gradient(
     terminal = terminal_grad(end.reshape(shape)).reshape(1, -1)
     if backward == "backsolve":
         solution = backsolve(system, end, horizon, terminal, forward_steps=path.steps, **options)
+    elif backward == "discrete":
+        solution = discrete(system, path, terminal)
     else:
         solution = tracked(system, path, terminal, BACKWARD[backward])
     return end.reshape(shape), solution.adjoint.reshape(shape)
@@ -256,14 +277,19 @@ def autodiff_gradient(
         return u.detach(), torch.autograd.grad(u, start, terminal_grad(u.detach()))[0]
 
 
-def check_backward(backward: str) -> None:
-    """Refuse an unknown backward scheme.
+def check_backward(backward: str, forward: str, num_states: NumStates) -> None:
+    """Refuse an unknown backward scheme, and one that the way out does not fit.
 
     Raises:
         InputError: naming the schemes there are.
     """
     if backward not in BACKWARDS:
         raise InputError(f"backward={backward!r} is unknown; choose one of {', '.join(BACKWARDS)}.")
+    if backward == "discrete" and forward not in FIXED_GRIDS and (forward not in OURS or num_states != "accepted"):
+        raise InputError(
+            f'backward="discrete" needs the steps of the way out: forward one of {", ".join(FIXED_GRIDS)}, or one of '
+            f'{", ".join(OURS)} with num_states="accepted".'
+        )
 
 
 def _norm(value: Tensor) -> Tensor:

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from amaml_core.ode import System
 from amaml_core.problem import InnerProblem
+from amaml_core.scheme import OneStep, System
 
 
 class GradientFlow(System):
     """du/dt = −∇L_tr(u) − μ(u−θ)."""
 
-    def __init__(self, inner: InnerProblem) -> None:
+    def __init__(self, inner: InnerProblem, create_graph: bool = False) -> None:
         super().__init__(self._field, self._linearize)
-        self.inner = inner
+        self.inner, self.create_graph = inner, create_graph
 
     def _field(self, t: Tensor, u: Tensor) -> Tensor:
-        return -self.inner.gradient(u)
+        return -self.inner.gradient(u, create_graph=self.create_graph)
 
     def _linearize(self, t: Tensor, u: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         point = self.inner.linearize(u)
@@ -28,6 +28,10 @@ class GradientFlow(System):
     def run(self, step: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
         """See ``System.run``; compiled in the compiled engine."""
         return self.inner.run(_OfFlow(step), *tensors)
+
+    def pullback(self, step: OneStep, u: Tensor, *tensors: Tensor) -> Callable[[Tensor], Tensor]:
+        """See ``System.pullback``; compiled in the compiled engine."""
+        return self.inner.pullback(_OfFlow(step, create_graph=True), u, *tensors)[1]
 
     def per_call(self, cost: int) -> int | None:
         """See ``System.per_call``."""
@@ -39,6 +43,7 @@ class _OfFlow:
     """A step of the flow as a step of the inner problem, which is what engines compile."""
 
     step: Callable[..., tuple[Tensor, ...]]
+    create_graph: bool = False
 
     def __call__(self, inner: InnerProblem, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return self.step(GradientFlow(inner), *tensors)
+        return self.step(GradientFlow(inner, self.create_graph), *tensors)

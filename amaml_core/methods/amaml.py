@@ -9,12 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from amaml_core.adjoint import BACKWARD, AdjointSolution, backsolve, check_backward, tracked
+from amaml_core.adjoint import BACKWARD, AdjointSolution, backsolve, check_backward, discrete, tracked
 from amaml_core.errors import InputError, positive_number
 from amaml_core.flow import GradientFlow
 from amaml_core.methods.base import OK, MetaGradientMethod, Outcome, Status, Target
-from amaml_core.ode import FIXED_GRIDS, RK4, NumStates, SolverFailedError, Trajectory, check_solver, solve
+from amaml_core.ode import check_solver, solve
 from amaml_core.problem import InnerProblem
+from amaml_core.scheme import FIXED_GRIDS, NumStates, SolverFailedError, Trajectory
 from amaml_core.stopping import Stopping
 
 
@@ -27,8 +28,10 @@ class AMAML(MetaGradientMethod):
 
     Attributes:
         forward: "dopri5", any other torchdiffeq solver, "euler", "heun", "rk4" on ``num_states`` equal steps, or
-            "rk43": rk4 with adaptive steps, which mind the stability of the way back too.
-        backward: "modified_euler", "euler", "rk4" along the tracked states; "backsolve" tracks none.
+            with adaptive steps "rk43", which minds the stability of the way back too, and "rkc2", which is stabilised
+            for long horizons.
+        backward: "modified_euler", "euler", "rk4" along the tracked states; "discrete": the forward solver's own steps
+            are differentiated (fixed grids, or "rk43" and "rkc2" with "accepted"); "backsolve" tracks no states.
         num_states: K equal intervals of each task's [0, T_b], ``inner_steps`` where none is given; "accepted": the
             forward solver's own steps, so that ``rtol`` governs both.
         checkpoint: "sqrt": only every √K-th state is kept, the others are computed again on the way back, for the
@@ -53,22 +56,24 @@ class AMAML(MetaGradientMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_solver(self.forward, self._states, self.rtol, self.atol)
-        check_backward(self.backward)
+        check_backward(self.backward, self.forward, self._states)
         if self.checkpoint not in (None, "sqrt"):
             raise InputError(f'checkpoint={self.checkpoint!r} is unknown; choose "sqrt" or None.')
-        if self.checkpoint and (self.forward not in FIXED_GRIDS or self.backward not in BACKWARD or self.stopping):
+        if self.checkpoint and (self.forward not in FIXED_GRIDS or self.backward == "backsolve" or self.stopping):
             raise InputError(
                 f'checkpoint="sqrt" needs a fixed grid ({", ".join(FIXED_GRIDS)}) and no stopping rule or back-solve; '
                 "change those, or drop checkpoint."
             )
         positive_number("prox", self.prox, or_zero=True)
+        if self.prox and self.backward == "discrete":
+            raise InputError('backward="discrete" has no prox; use prox=0 or another backward scheme.')
         if self.stopping is not None and not isinstance(self.stopping, Stopping):
             raise InputError(f"stopping={self.stopping!r} is not a stopping rule; use GradientNorm, QueryLoss or None.")
 
     @property
     def target(self) -> Target:
-        """Flow; unrolled where euler both ways makes it the gradient of discrete steps."""
-        return "unrolled" if self.forward == self.backward == "euler" else "flow"
+        """Flow; unrolled where Euler both ways makes it the gradient of discrete steps."""
+        return "unrolled" if self.forward == "euler" and self.backward in ("euler", "discrete") else "flow"
 
     @property
     def _states(self) -> NumStates:
@@ -98,7 +103,7 @@ class AMAML(MetaGradientMethod):
             atol=self.atol,
             keep=keep or self.stopping is not None,
             every=self._every,
-            max_stiffness=0.9 * min(RK4.stability, BACKWARD.get(self.backward, RK4).stability),
+            max_stiffness=0.9 * BACKWARD[self.backward].stability if self.backward in BACKWARD else math.inf,
         )
         inner.stats.update(forward_steps=path.steps, rejected_steps=path.rejected)
         if self.stopping is not None:
@@ -138,8 +143,12 @@ class AMAML(MetaGradientMethod):
                 solution = AdjointSolution(nowhere, start=nowhere)
             inner.stats["states_stored"] += 1
         else:
-            scheme = BACKWARD[self.backward]
-            solution = tracked(GradientFlow(inner), path, terminal, scheme, integrate=self.prox > 0)
+            if self.backward == "discrete":
+                solution = discrete(GradientFlow(inner), path, terminal)
+                inner.stats["hvp_evals"] += path.evaluations
+            else:
+                scheme = BACKWARD[self.backward]
+                solution = tracked(GradientFlow(inner), path, terminal, scheme, integrate=self.prox > 0)
             inner.stats["states_stored"] += len(path.states) + (path.every if path.every > 1 else 0)
         grads = solution.adjoint if solution.integral is None else solution.adjoint + self.prox * solution.integral
         done = Outcome(end, horizon, loss, grads, horizon_grad)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from amaml_core.errors import positive_integer
 from amaml_core.methods.base import Descend, MetaGradientMethod, Outcome, Target, unrolled
-from amaml_core.ode import pieces
 from amaml_core.problem import InnerProblem
+from amaml_core.scheme import pieces
 
 
 @dataclass(frozen=True, kw_only=True)

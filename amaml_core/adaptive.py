@@ -1,0 +1,234 @@
+"""Adaptive explicit schemes whose accepted steps the way back can use: rk4 with an error, and Chebyshev's."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from amaml_core.scheme import RK4, NumStates, SolverFailedError, System, Trajectory
+
+MAX_STAGES = 20  # of a Chebyshev step: more would gain little
+
+
+@dataclass(frozen=True)
+class RK4Step:
+    """One step of rk4 with its error: (u, f(t, u) ``[B, d]``, t, h ``[B, 1]``) -> (u', f(t+h, u'), judgement ``[2]``).
+
+    The slope at the new point, which the next step starts with, gives a third-order solution for comparison (Hairer,
+    Nørsett and Wanner 1993, sec. II.4) and, against the last stage at the same time, a lower bound of h‖∂f/∂u‖ where
+    it matters: their difference lies in the stiff directions. The judgement is (the largest of the tasks' RMS errors
+    in units of the tolerance, the largest h‖∂f/∂u‖ or zero where the step does not tell).
+    """
+
+    rtol: float
+    atol: float
+
+    stages = 4
+    order = 3  # of the solution that the step is compared with
+    bears = 0.9 * RK4.stability  # the largest h‖∂f/∂u‖
+
+    def __call__(self, system: System, u: Tensor, slope: Tensor, t: Tensor, h: Tensor) -> tuple[Tensor, ...]:
+        """Whether the step is any good is the caller's to decide."""
+        slopes: list[Tensor] = []
+
+        def field(c: float, stage: Tensor) -> Tensor:
+            slopes.append(system.field(t + c * h, stage) if slopes else slope)
+            return slopes[-1]
+
+        new, stages = RK4.step(field, u, h)
+        end = system.field(t + h, new)
+        change = end - slopes[-1]
+        distance = (new - stages[-1]).square().sum(-1).clamp_min(torch.finfo(u.dtype).tiny)
+        stiffness = h.squeeze(-1) * (change.square().sum(-1) / distance).sqrt()
+        return new, end, torch.stack([_error(self, 0.1 * h * change, u, new), stiffness.max()])
+
+
+@dataclass(frozen=True)
+class ChebyshevStep:
+    """One step of the stabilised second-order scheme RKC2, whose limit of stability grows as ``stages``².
+
+    Arguments and results are those of ``RK4Step`` (Sommeijer, Shampine and Verwer 1998, eq. 2.1 to 2.6).
+    """
+
+    rtol: float
+    atol: float
+    stages: int
+
+    order = 2
+
+    @property
+    def bears(self) -> float:
+        """The largest h‖∂f/∂u‖."""
+        return 0.95 * 2 / 3 * (self.stages**2 - 1)
+
+    def __call__(self, system: System, u: Tensor, slope: Tensor, t: Tensor, h: Tensor) -> tuple[Tensor, ...]:
+        """See ``RK4Step``."""
+        w0 = 1 + 2 / 13 / self.stages**2
+        value, first, second = [1.0, w0], [0.0, 1.0], [0.0, 0.0]  # Chebyshev's polynomials at w0, their derivatives
+        for j in range(2, self.stages + 1):
+            value.append(2 * w0 * value[j - 1] - value[j - 2])
+            first.append(2 * value[j - 1] + 2 * w0 * first[j - 1] - first[j - 2])
+            second.append(4 * first[j - 1] + 2 * w0 * second[j - 1] - second[j - 2])
+        w1 = first[-1] / second[-1]
+        b = [second[max(j, 2)] / first[max(j, 2)] ** 2 for j in range(self.stages + 1)]
+        c = [w1 * second[j] / first[j] for j in range(2, self.stages + 1)]
+        c = [0.0, c[0] / first[2], *c]
+        before, stage = u, u + (b[1] * w1) * h * slope
+        for j in range(2, self.stages + 1):
+            mu, nu, weight = 2 * b[j] * w0 / b[j - 1], -b[j] / b[j - 2], 2 * b[j] * w1 / b[j - 1]
+            own = weight * (1 - b[j - 1] * value[j - 1])
+            moved = weight * system.field(t + c[j - 1] * h, stage) - own * slope
+            before, stage = stage, (1 - mu - nu) * u + mu * stage + nu * before + h * moved
+        end = system.field(t + h, stage)
+        error = _error(self, 0.8 * (u - stage) + 0.4 * h * (slope + end), u, stage)
+        return stage, end, torch.stack([error, torch.zeros_like(error)])
+
+
+Step = RK4Step | ChebyshevStep
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """An adaptive scheme's step as a function of the state alone, see ``OneStep``."""
+
+    step: Step
+
+    @property
+    def evaluations(self) -> int:
+        """Of f."""
+        return self.step.stages
+
+    def __call__(self, system: System, u: Tensor, t: Tensor, h: Tensor) -> tuple[Tensor]:
+        """See ``OneStep``."""
+        return (self.step(system, u, system.field(t, u), t, h)[0],)
+
+
+def adaptive(
+    system: System,
+    u: Tensor,
+    horizon: Tensor,
+    *,
+    solver: str,
+    num_states: NumStates,
+    rtol: float,
+    atol: float,
+    keep: bool,
+    max_steps: int,
+    max_stiffness: float,
+) -> Trajectory:
+    """Solve by "rk43" or "rkc2" with steps that mind the error and the stability of both ways. See ``ode.solve``."""
+    scale = horizon.unsqueeze(1)
+    grid = torch.linspace(0, 1, num_states + 1, dtype=torch.float64).tolist() if isinstance(num_states, int) else []
+    times, states, taken, steps, rejected, s, before = [0.0], [u], [], 0, 0, 0.0, 1.0
+    with torch.no_grad():
+        slope = system.field(0.0 * scale, u)
+        ds, probe = _first_step(system, u, slope, scale, rtol, atol, 4 if solver == "rk43" else 3)
+        while s < 1.0:
+            if steps + rejected >= max_steps:
+                raise SolverFailedError(f"{solver} took more than {max_steps} steps")
+            if solver == "rkc2" and (steps < 5 or steps % 4 == 0):
+                probe.look(system, u, slope, s * scale, scale)
+            if probe.stiffness > 0:
+                most = ChebyshevStep(rtol, atol, MAX_STAGES).bears if solver == "rkc2" else RK4Step.bears
+                ds = min(ds, min(most, max_stiffness) / probe.stiffness)
+            if not ds > 1e-10:
+                raise SolverFailedError(f"{solver}'s step size vanished")
+            if 1.0 - s < 2 * ds:  # the last two steps are equal, not one of them tiny
+                ds = (1.0 - s) / math.ceil((1.0 - s) / ds - 1e-9)
+            step = RK4Step(rtol, atol) if solver == "rk43" else _chebyshev(rtol, atol, ds * probe.stiffness)
+            new, end, judgement = system.run(step, u, slope, s * scale, ds * scale)
+            error, seen = judgement.tolist()
+            power = 1 / (step.order + 1)
+            if not error <= 1.0:  # NaN too
+                rejected += 1
+                ds *= max(0.2, 0.9 * error**-power) if error < math.inf else 0.2
+                continue
+            steps += 1
+            reached = s + ds if 1.0 - (s + ds) > 1e-9 else 1.0
+            if keep and grid:
+                for point in grid[len(times) : -1]:
+                    if point > reached:
+                        break
+                    times.append(point)
+                    states.append(_hermite((point - s) / (reached - s), ds * scale, u, slope, new, end))
+            elif keep:
+                times.append(reached)
+                states.append(new)
+                taken.append(Accepted(step))
+            s, u, slope = reached, new, end
+            probe.stiffness = max(0.95 * probe.stiffness, seen / ds)  # the curvature changes slowly along the way
+            error = max(error, 1e-4)
+            ds *= min(5.0, 0.9 * error ** (-0.7 * power) * before ** (0.4 * power))
+            before = error
+    if times[-1] < 1.0:
+        times.append(1.0)
+        states.append(u)
+    at = torch.tensor(times, dtype=torch.float64, device=u.device).unsqueeze(1) * horizon
+    return Trajectory(at, states, steps, rejected, taken=taken)
+
+
+def _chebyshev(rtol: float, atol: float, stiffness: float) -> ChebyshevStep:
+    """The step of the fewest stages that bears h‖∂f/∂u‖; few different ones, for each is compiled."""
+    steps = [ChebyshevStep(rtol, atol, stages) for stages in (2, 3, 4, 6, 8, 11, 15, MAX_STAGES)]
+    return next((step for step in steps if step.bears >= stiffness), steps[-1])
+
+
+class Stiffness:
+    """‖∂f/∂u‖ times the horizon, the largest of the tasks', by a power iteration with differences of f.
+
+    Attributes:
+        stiffness: as far as known, a little on the safe side.
+    """
+
+    def __init__(self, change: Tensor, moved: Tensor, scale: Tensor) -> None:
+        self._learn(change, moved, scale)
+
+    def look(self, system: System, u: Tensor, slope: Tensor, t: Tensor, scale: Tensor) -> None:
+        """One more iteration, at u."""
+        moved = self.direction * (1e-3 * (1e-3 + _norm(u)))
+        self._learn(system.field(t, u + moved) - slope, moved, scale)
+
+    def _learn(self, change: Tensor, moved: Tensor, scale: Tensor) -> None:
+        size = _norm(change).clamp_min(torch.finfo(change.dtype).tiny)
+        found = float((1.1 * scale * size / _norm(moved).clamp_min(torch.finfo(change.dtype).tiny)).max())
+        self.stiffness, self.direction = found if math.isfinite(found) else 0.0, change / size
+
+
+def _first_step(
+    system: System, u: Tensor, slope: Tensor, scale: Tensor, rtol: float, atol: float, power: int
+) -> tuple[float, Stiffness]:
+    """A first step, as a share of the horizon, and a first look at the stiffness (Hairer et al. 1993, sec. II.4)."""
+    tolerance = atol + rtol * u.abs()
+    size, speed = float(_largest_rms(u / tolerance)), float(_largest_rms(scale * slope / tolerance))
+    if not 0 < speed < math.inf:
+        return 1.0, Stiffness(torch.zeros_like(u), torch.ones_like(u), scale)
+    ds = min(0.01 * size / speed, 1.0) or 1e-6
+    moved = ds * scale * slope
+    change = system.field(ds * scale, u + moved) - slope
+    bend = float(_largest_rms(scale * change / tolerance)) / ds
+    return min(100 * ds, (0.01 / max(speed, bend)) ** (1 / power)), Stiffness(change, moved, scale)
+
+
+def _error(step: Step, error: Tensor, u: Tensor, new: Tensor) -> Tensor:
+    return _largest_rms(error / (step.atol + step.rtol * torch.maximum(u.abs(), new.abs())))
+
+
+def _largest_rms(error: Tensor) -> Tensor:
+    return error.square().mean(-1).sqrt().max()
+
+
+def _norm(value: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(value, dim=-1, keepdim=True)
+
+
+def _hermite(x: float, h: Tensor, u: Tensor, slope: Tensor, new: Tensor, end: Tensor) -> Tensor:
+    """The cubic through both ends of a step and their slopes, at the share x of it; its error is O(h⁴)."""
+    return (
+        (1 + 2 * x) * (1 - x) ** 2 * u
+        + x * (1 - x) ** 2 * h * slope
+        + x**2 * (3 - 2 * x) * new
+        + x**2 * (x - 1) * h * end
+    )
