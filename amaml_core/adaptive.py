@@ -15,22 +15,21 @@ MAX_STAGES = 20  # of a Chebyshev step: more would gain little
 
 @dataclass(frozen=True)
 class RK4Step:
-    """One step of rk4 with its error: (u, f(t, u) ``[B, d]``, t, h ``[B, 1]``) -> (u', f(t+h, u'), judgement ``[2]``).
+    """One step of rk4: (u, f(t, u) ``[B, d]``, t, h ``[B, 1]``, (rtol, atol)) -> (u', f(t+h, u'), judgement ``[2]``).
 
     The slope at the new point, which the next step starts with, gives a third-order solution for comparison (Hairer,
     Nørsett and Wanner 1993, sec. II.4) and, against the last stage at the same time, a lower bound of h‖∂f/∂u‖ where
-    it matters: their difference lies in the stiff directions. The judgement is (the largest of the tasks' RMS errors
-    in units of the tolerance, the largest h‖∂f/∂u‖ or zero where the step does not tell).
+    it matters: their difference lies in the stiff directions. The third result is (the largest of the tasks' RMS
+    errors in units of the tolerance, the largest h‖∂f/∂u‖ or zero where the step does not tell).
     """
-
-    rtol: float
-    atol: float
 
     stages = 4
     order = 3  # of the solution that the step is compared with
     bears = 0.9 * RK4.stability  # the largest h‖∂f/∂u‖
 
-    def __call__(self, system: System, u: Tensor, slope: Tensor, t: Tensor, h: Tensor) -> tuple[Tensor, ...]:
+    def __call__(
+        self, system: System, u: Tensor, slope: Tensor, t: Tensor, h: Tensor, tolerance: Tensor
+    ) -> tuple[Tensor, ...]:
         """Whether the step is any good is the caller's to decide."""
         slopes: list[Tensor] = []
 
@@ -43,7 +42,7 @@ class RK4Step:
         change = end - slopes[-1]
         distance = (new - stages[-1]).square().sum(-1).clamp_min(torch.finfo(u.dtype).tiny)
         stiffness = h.squeeze(-1) * (change.square().sum(-1) / distance).sqrt()
-        return new, end, torch.stack([_error(self, 0.1 * h * change, u, new), stiffness.max()])
+        return new, end, torch.stack([_error(0.1 * h * change, u, new, tolerance), stiffness.max()])
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,6 @@ class ChebyshevStep:
     Arguments and results are those of ``RK4Step`` (Sommeijer, Shampine and Verwer 1998, eq. 2.1 to 2.6).
     """
 
-    rtol: float
-    atol: float
     stages: int
 
     order = 2
@@ -64,7 +61,9 @@ class ChebyshevStep:
         """The largest h‖∂f/∂u‖."""
         return 0.95 * 2 / 3 * (self.stages**2 - 1)
 
-    def __call__(self, system: System, u: Tensor, slope: Tensor, t: Tensor, h: Tensor) -> tuple[Tensor, ...]:
+    def __call__(
+        self, system: System, u: Tensor, slope: Tensor, t: Tensor, h: Tensor, tolerance: Tensor
+    ) -> tuple[Tensor, ...]:
         """See ``RK4Step``."""
         w0 = 1 + 2 / 13 / self.stages**2
         value, first, second = [1.0, w0], [0.0, 1.0], [0.0, 0.0]  # Chebyshev's polynomials at w0, their derivatives
@@ -83,7 +82,7 @@ class ChebyshevStep:
             moved = weight * system.field(t + c[j - 1] * h, stage) - own * slope
             before, stage = stage, (1 - mu - nu) * u + mu * stage + nu * before + h * moved
         end = system.field(t + h, stage)
-        error = _error(self, 0.8 * (u - stage) + 0.4 * h * (slope + end), u, stage)
+        error = _error(0.8 * (u - stage) + 0.4 * h * (slope + end), u, stage, tolerance)
         return stage, end, torch.stack([error, torch.zeros_like(error)])
 
 
@@ -103,7 +102,7 @@ class Accepted:
 
     def __call__(self, system: System, u: Tensor, t: Tensor, h: Tensor) -> tuple[Tensor]:
         """See ``OneStep``."""
-        return (self.step(system, u, system.field(t, u), t, h)[0],)
+        return (self.step(system, u, system.field(t, u), t, h, u.new_ones(2))[0],)
 
 
 def adaptive(
@@ -120,26 +119,26 @@ def adaptive(
     max_stiffness: float,
 ) -> Trajectory:
     """Solve by "rk43" or "rkc2" with steps that mind the error and the stability of both ways. See ``ode.solve``."""
-    scale = horizon.unsqueeze(1)
+    scale, tolerance = horizon.unsqueeze(1), u.new_tensor([rtol, atol])
     grid = torch.linspace(0, 1, num_states + 1, dtype=torch.float64).tolist() if isinstance(num_states, int) else []
     times, states, taken, steps, rejected, s, before = [0.0], [u], [], 0, 0, 0.0, 1.0
     with torch.no_grad():
         slope = system.field(0.0 * scale, u)
-        ds, probe = _first_step(system, u, slope, scale, rtol, atol, 4 if solver == "rk43" else 3)
+        ds, probe = _first_step(system, u, slope, scale, tolerance, 4 if solver == "rk43" else 3)
         while s < 1.0:
             if steps + rejected >= max_steps:
                 raise SolverFailedError(f"{solver} took more than {max_steps} steps")
             if solver == "rkc2" and (steps < 5 or steps % 4 == 0):
                 probe.look(system, u, slope, s * scale, scale)
             if probe.stiffness > 0:
-                most = ChebyshevStep(rtol, atol, MAX_STAGES).bears if solver == "rkc2" else RK4Step.bears
+                most = ChebyshevStep(MAX_STAGES).bears if solver == "rkc2" else RK4Step.bears
                 ds = min(ds, min(most, max_stiffness) / probe.stiffness)
             if not ds > 1e-10:
                 raise SolverFailedError(f"{solver}'s step size vanished")
             if 1.0 - s < 2 * ds:  # the last two steps are equal, not one of them tiny
                 ds = (1.0 - s) / math.ceil((1.0 - s) / ds - 1e-9)
-            step = RK4Step(rtol, atol) if solver == "rk43" else _chebyshev(rtol, atol, ds * probe.stiffness)
-            new, end, judgement = system.run(step, u, slope, s * scale, ds * scale)
+            step = RK4Step() if solver == "rk43" else _chebyshev(ds * probe.stiffness)
+            new, end, judgement = system.run(step, u, slope, s * scale, ds * scale, tolerance)
             error, seen = judgement.tolist()
             power = 1 / (step.order + 1)
             if not error <= 1.0:  # NaN too
@@ -170,9 +169,9 @@ def adaptive(
     return Trajectory(at, states, steps, rejected, taken=taken)
 
 
-def _chebyshev(rtol: float, atol: float, stiffness: float) -> ChebyshevStep:
+def _chebyshev(stiffness: float) -> ChebyshevStep:
     """The step of the fewest stages that bears h‖∂f/∂u‖; few different ones, for each is compiled."""
-    steps = [ChebyshevStep(rtol, atol, stages) for stages in (2, 3, 4, 6, 8, 11, 15, MAX_STAGES)]
+    steps = [ChebyshevStep(stages) for stages in (2, 3, 4, 6, 8, 11, 15, MAX_STAGES)]
     return next((step for step in steps if step.bears >= stiffness), steps[-1])
 
 
@@ -198,22 +197,22 @@ class Stiffness:
 
 
 def _first_step(
-    system: System, u: Tensor, slope: Tensor, scale: Tensor, rtol: float, atol: float, power: int
+    system: System, u: Tensor, slope: Tensor, scale: Tensor, tolerance: Tensor, power: int
 ) -> tuple[float, Stiffness]:
     """A first step, as a share of the horizon, and a first look at the stiffness (Hairer et al. 1993, sec. II.4)."""
-    tolerance = atol + rtol * u.abs()
-    size, speed = float(_largest_rms(u / tolerance)), float(_largest_rms(scale * slope / tolerance))
+    unit = tolerance[1] + tolerance[0] * u.abs()
+    size, speed = float(_largest_rms(u / unit)), float(_largest_rms(scale * slope / unit))
     if not 0 < speed < math.inf:
         return 1.0, Stiffness(torch.zeros_like(u), torch.ones_like(u), scale)
     ds = min(0.01 * size / speed, 1.0) or 1e-6
     moved = ds * scale * slope
     change = system.field(ds * scale, u + moved) - slope
-    bend = float(_largest_rms(scale * change / tolerance)) / ds
+    bend = float(_largest_rms(scale * change / unit)) / ds
     return min(100 * ds, (0.01 / max(speed, bend)) ** (1 / power)), Stiffness(change, moved, scale)
 
 
-def _error(step: Step, error: Tensor, u: Tensor, new: Tensor) -> Tensor:
-    return _largest_rms(error / (step.atol + step.rtol * torch.maximum(u.abs(), new.abs())))
+def _error(error: Tensor, u: Tensor, new: Tensor, tolerance: Tensor) -> Tensor:
+    return _largest_rms(error / (tolerance[1] + tolerance[0] * torch.maximum(u.abs(), new.abs())))
 
 
 def _largest_rms(error: Tensor) -> Tensor:

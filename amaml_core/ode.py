@@ -111,15 +111,11 @@ def solve(
     if track_steps:
         points = [s for s, _ in accepted]
         times = torch.stack([*points, grid[-1]]).unsqueeze(1) * horizon
-        return Trajectory(times, [*(u for _, u in accepted), states[-1]], **_tally(counts))
+        return Trajectory(times, [*(u for _, u in accepted), states[-1]], counts["accepted"], counts["rejected"])
     if solver not in ADAPTIVE:
         counts["accepted"] = intervals
     times = kept.unsqueeze(1) * horizon
-    return Trajectory(times, states, **_tally(counts))
-
-
-def _tally(counts: dict[str, int]) -> dict[str, int]:
-    return {"steps": counts["accepted"], "rejected": counts["rejected"]}
+    return Trajectory(times, states, counts["accepted"], counts["rejected"])
 
 
 def _largest_rms(error: Float[Tensor, "tasks params"]) -> Tensor:

@@ -323,12 +323,13 @@ class InnerProblem:
     def _traced(self, inputs: Sequence[Tensor]) -> InnerProblem:
         """This inner problem with these tensors in the place of its own, for a trace."""
         theta, *rest = inputs
-        traced, traced.problem, traced.tasks = (copy.copy(value) for value in (self, self.problem, self.tasks))
-        traced.theta, traced.stats = theta, Counter()
+        problem, tasks = copy.copy(self.problem), copy.copy(self.tasks)
+        problem.engine = "eager"
+        problem._traced_frozen = dict(zip(self.problem._frozen(), rest[len(DATA) :], strict=True))
         for name, value in zip(DATA, rest, strict=False):
-            object.__setattr__(traced.tasks, name, value)  # frozen, and not to be checked again
-        traced.problem._traced_frozen = dict(zip(self.problem._frozen(), rest[len(DATA) :], strict=True))
-        traced.problem.engine = "eager"
+            object.__setattr__(tasks, name, value)  # frozen, and not to be checked again
+        traced = copy.copy(self)
+        traced.problem, traced.tasks, traced.theta, traced.stats = problem, tasks, theta, Counter()
         return traced
 
     def start(self) -> Float[Tensor, "tasks params"]:
@@ -372,14 +373,14 @@ class InnerProblem:
         return loss, gradient
 
 
-def _gradient(inner: InnerProblem, u: Tensor, create_graph: bool = True) -> tuple[Tensor]:
+def _gradient(inner: InnerProblem, u: Tensor, create_graph: bool = True) -> tuple[Tensor, ...]:
     with torch.enable_grad():
         # tasks do not interact, so the gradient of the sum holds each task's own gradient
         total = inner.loss(u).sum()
         return torch.autograd.grad(total, u, create_graph=create_graph)
 
 
-def _detached_gradient(inner: InnerProblem, u: Tensor) -> tuple[Tensor]:
+def _detached_gradient(inner: InnerProblem, u: Tensor) -> tuple[Tensor, ...]:
     return _gradient(inner, u.detach().requires_grad_(), create_graph=False)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor
 
 import amaml_core as am
+from amaml_core.problem import Engine
 from bench.peers import Peer, create
 from bench.records import Cell
 
@@ -98,7 +99,7 @@ class MetaBenchProblem(BenchProblem):
         problem, theta, tasks = self.instance(cell.seed, sample, getattr(torch, cell.dtype), cell.device)
         if isinstance(method, Peer):
             return method.prepare(problem, theta, tasks)
-        problem = problem.with_engine(cell.engine)
+        problem = problem.with_engine(cast(Engine, cell.engine))
         return lambda: method.meta_gradient(problem, theta, tasks)
 
     def references(self, cell: Cell, sample: int) -> dict[str, Tensor]:

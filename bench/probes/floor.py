@@ -1,0 +1,93 @@
+"""The least time that an outer update could take: its matrix products, convolutions and activations alone."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.benchmark import Timer
+
+from amaml_core import engine
+from bench.probes.base import Measurement, eager_only
+from bench.problems.base import BenchProblem
+from bench.records import Cell
+
+ATEN = torch.ops.aten
+PRODUCTS = (ATEN.mm, ATEN.bmm, ATEN.addmm, ATEN.baddbmm, ATEN.convolution, ATEN.convolution_backward)
+ACTIVATIONS = (ATEN.tanh, ATEN.gelu, ATEN.relu)
+COUNTED = {operator.default for operator in PRODUCTS + ACTIVATIONS}
+REPEATS = 16  # of an operator in one compiled call, so that the call's own cost does not count
+
+
+class Operators(TorchDispatchMode):
+    """Counts the products and activations of an update by what they are and the layouts of their inputs.
+
+    Attributes:
+        counts: (operator, its arguments with (shape, strides) in the place of tensors) -> how often.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[tuple[Any, tuple[Any, ...]]] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Count, then run."""
+        if func in COUNTED:
+            self.counts[func, tuple(_layout(value) for value in args)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _layout(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return "tensor", tuple(value.shape), value.stride()
+    return tuple(value) if isinstance(value, list) else value
+
+
+def measure(problem: BenchProblem, cell: Cell) -> Measurement:
+    """``floor_seconds``: each operator's own time, compiled, on inputs of its layout, times how often it runs.
+
+    The update is counted in the eager engine, which shares every linearisation that can be shared.
+    """
+    eager_only(cell, "floor")
+    update = problem.update(cell, 0)
+    with Operators() as operators:
+        out = update()
+    result = Measurement()
+    result.count(out.stats)
+    result.judge(out.status)
+    dtype = getattr(torch, cell.dtype)
+    result.metrics["floor_seconds"] = sum(
+        count * _seconds(operator, arguments, dtype, cell.device)
+        for (operator, arguments), count in operators.counts.items()
+    )
+    return result
+
+
+def _seconds(operator: Any, arguments: tuple[Any, ...], dtype: torch.dtype, device: str) -> float:
+    places = [index for index, value in enumerate(arguments) if isinstance(value, tuple) and value[:1] == ("tensor",)]
+    inputs = [
+        _filled(arguments[place][1], arguments[place][2], dtype, device) for _ in range(REPEATS) for place in places
+    ]
+
+    def repeated(*tensors: Tensor) -> tuple[Tensor, ...]:
+        results = []
+        for first in range(0, len(tensors), len(places)):
+            filled = [list(value) if isinstance(value, tuple) else value for value in arguments]
+            for place, tensor in zip(places, tensors[first:], strict=False):
+                filled[place] = tensor
+            found = operator(*filled)
+            results += [one for one in (found if isinstance(found, tuple) else [found]) if one is not None]
+        return tuple(results)
+
+    run = engine.compile_function(repeated, inputs)
+    timer = Timer("run(*inputs)", globals={"run": run, "inputs": inputs}, num_threads=torch.get_num_threads())
+    return statistics.median(timer.blocked_autorange(min_run_time=0.2).times) / REPEATS
+
+
+def _filled(shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
+    size = 1 + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
+    return torch.randn(size, dtype=dtype, device=device).as_strided(shape, strides)  # an expanded input has stride 0
