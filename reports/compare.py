@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from bench.records import METRICS, Record, environment_key
-from reports.load import InputError, Results
+from reports.load import InputError, Results, newest
 
 COLUMNS = ["cell", "what", "metric", "A", "B", "B/A", "remark"]
 
@@ -18,8 +18,10 @@ def compare(a: Results, b: Results) -> pd.DataFrame:
     Raises:
         InputError: no cell is in both.
     """
-    others = {record.cell_id: record for record in b.records}
-    rows = [row for record in a.records if record.cell_id in others for row in _rows(record, others[record.cell_id])]
+    others = {record.cell_id: record for record in newest(b.records)}
+    rows = [
+        row for record in newest(a.records) if record.cell_id in others for row in _rows(record, others[record.cell_id])
+    ]
     if not rows:
         raise InputError("The two stores share no cell; compare runs of the same sweep on the same kind of device.")
     return pd.DataFrame(rows, columns=COLUMNS)

@@ -17,9 +17,9 @@ from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from reports import words
+from reports import precision, words
 from reports.paper import Published
 from reports.summary import Comparison, Scaling
 
@@ -35,8 +35,17 @@ COLOURS = {
     "imaml": "#6B6B6B",
     "comln": "#56B4E9",
     "anil": "#000000",
+    # other libraries' share figures with amaml, maml and remat-maml only
+    "diffrax": "#CC3377",
+    "jax-maml": "#009E73",
+    "jax-remat-maml": "#7A4FA3",
+    "torchopt-maml": "#6B6B6B",
+    "higher-maml": "#B8A800",
+    "loop-maml": "#000000",
 }
 SPARE = ("#56B4E9", "#000000", "#B8A800", "#7A4FA3")
+ROUNDING = 10  # units of a precision; errors below so many are taken to be rounding, none better than another
+ESTIMATED = {"flow": "the gradient of the flow", "unrolled": "the gradient of the discrete steps"}
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 STYLE = {
     **sns.axes_style("whitegrid"),
@@ -58,12 +67,14 @@ class Figure:
         caption: what it shows.
         png: the file's bytes, at 150 dpi.
         svg: likewise.
+        wide: whether the page gives it its whole width.
     """
 
     name: str
     caption: str
     png: bytes
     svg: bytes
+    wide: bool = False
 
 
 def palette(methods: Iterable[str]) -> dict[str, str]:
@@ -101,11 +112,11 @@ def _canvas(rows: int, columns: int, size: tuple[float, float]) -> Iterator[tupl
         yield canvas, canvas.subplots(rows, columns, squeeze=False)
 
 
-def _drawn(canvas: Canvas, name: str, caption: str) -> Figure:
+def _drawn(canvas: Canvas, name: str, caption: str, wide: bool = False) -> Figure:
     png, svg = io.BytesIO(), io.BytesIO()
     canvas.savefig(png, format="png", dpi=150, metadata={"Software": None})
     canvas.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-    return Figure(name, caption, png.getvalue(), svg.getvalue())
+    return Figure(name, caption, png.getvalue(), svg.getvalue(), wide)
 
 
 def _log_axis(axis: Axis, label: str, values: Sequence[float], text: Callable[[float], str] | None = None) -> None:
@@ -207,3 +218,95 @@ def trade_off(found: Comparison, name: str, look: dict[str, dict[str, Any]]) -> 
             axes.set_ylabel("")
         _legend(canvas, [Line2D([], [], ls="", ms=8, label=label, **look[label]) for label in shown.label.unique()])
         return _drawn(canvas, name, f"Error against cost, {found.title}. Lower left is better.")
+
+
+def work_precision(panels: Sequence[precision.Panel], target: str, name: str) -> Figure | None:
+    """Error to one target against seconds and bytes, a column a horizon; None where no method with it was measured.
+
+    A colour is a method, a marker one of its schemes; hollow is our eager engine. The step line is the Pareto front.
+    """
+    mine = [panel.cells[(panel.cells.target == target) & (panel.cells.error > 0)] for panel in panels]
+    mine = [(panel, rows) for panel, rows in zip(panels, mine, strict=True) if len(rows)]
+    if not mine:
+        return None
+    every = pd.concat([rows for _, rows in mine])
+    look = _series_styles(every)
+    rounding = ROUNDING * float(np.finfo(every.dtype.iloc[0]).eps)
+    costs = [("seconds", "time per update", words.seconds), ("bytes", "peak memory", words.size)]
+    costs = [cost for cost in costs if every[cost[0]].notna().any()]
+    columns = len(mine)
+    size = (max(8.0, 2.8 * columns), 3.0 * len(costs) + 0.25 * math.ceil(len(look) / 3) + 0.6)
+    with _canvas(len(costs), columns, size) as (canvas, grid):
+        for number, (metric, label, text) in enumerate(costs):
+            for column, (panel, rows) in enumerate(mine):
+                axes = grid[number, column]
+                shown = rows[rows[metric].notna()]
+                _log_axis(axes.yaxis, "", [1e-9, 1])
+                _log_axis(axes.xaxis, label, shown[metric], text)
+                axes.xaxis.label.set_size(10)
+                axes.tick_params(labelsize=9, labelleft=column == 0)
+                axes.axhspan(0, rounding, color="#F2F2F2", zorder=0)
+                axes.set_ylim(*_decades(every.error))
+                if len(shown):
+                    _draw_cells(axes, shown, metric, look, rounding)
+                if number == 0:
+                    axes.set_title(f"T = {panel.horizon:g} ({words.plural(panel.inner_steps, 'step')})", fontsize=11)
+        grid[0, 0].text(0.03, 0.04, "better \u2199", transform=grid[0, 0].transAxes, fontsize=9, color="#666666")
+        canvas.supylabel(f"relative error to {ESTIMATED[target]}", fontsize=11)
+        handles = [Line2D([], [], label=series, **form) for series, form in look.items()]
+        front = Line2D([], [], color="#BBBBBB", lw=4, label="Pareto front: the lowest error at a cost")
+        within = Line2D([], [], color="#EEEEEE", lw=9, label=f"below {ROUNDING} units of rounding")
+        within = [within] if every.error.min() < rounding else []
+        _legend(canvas, [*handles, front, *within], 3 if columns > 2 else 2)
+        where = f"{panels[0].problem_label}, {panels[0].device}"
+        caption = (
+            f"Work against precision on {where}: error to {ESTIMATED[target]} against time and memory, for the methods "
+            "that estimate it. Lower left is better. A line joins cells that differ only in tolerance or in the number "
+            "of states; hollow markers are our eager engine."
+        )
+        return _drawn(canvas, name, caption, wide=columns > 2)
+
+
+def _series_styles(cells: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Series -> style: a colour a method, a shade and a marker a scheme, hollow and dashed for our eager engine."""
+    schemes = styles(zip(cells.method, cells.scheme, strict=True))
+    found = {}
+    order = ["ours", "method", "scheme", "engine"]
+    for row in cells.sort_values(order, ascending=[False, True, True, True]).itertuples():
+        eager = row.engine == "eager"
+        hollow = {"mfc": "white", "ls": (0, (4, 1.5))} if eager else {"ls": "-"}
+        found[row.series] = schemes[row.scheme] | {"lw": 1.1, "markersize": 6} | hollow
+    return found
+
+
+def _draw_cells(axes: Any, rows: pd.DataFrame, metric: str, look: dict[str, dict[str, Any]], rounding: float) -> None:
+    least, most = rows[metric].min(), rows[metric].max()
+    best = precision.front(list(rows[metric]), list(rows.error), rounding)
+    # from the top down to the cheapest, and on to the right of the most exact
+    corners = [(best[0][0], 1e9), *best, (1e3 * most, best[-1][1])]
+    axes.step(*zip(*corners, strict=True), where="post", color="#CCCCCC", lw=4, zorder=1, solid_joinstyle="round")
+    margin = 1.12 * (most / least) ** 0.06
+    axes.set_xlim(least / margin, most * margin)
+    axes.xaxis.set_major_locator(FixedLocator(_few(least / margin, most * margin, binary=metric == "bytes")))
+    for _, line in rows.sort_values("error").groupby(["series", rows.line.map(str)]):
+        axes.plot(line[metric], line.error, **look[line.series.iloc[0]], zorder=2)
+
+
+def _decades(errors: pd.Series) -> tuple[float, float]:
+    """Limits around these errors: two decades at least, none above 10, where an error says nothing any more."""
+    low, high = errors.min() / 3, min(errors.max() * 2, 10.0)
+    return low, max(high, 100 * low)
+
+
+def _few(low: float, high: float, binary: bool) -> list[float]:
+    """Round numbers between these, at most four: more would run into each other under a small panel."""
+    tens = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for base in (2, 4, 16, 64) if binary else ((1, 2, 5), (1, 3), (1,), (0.1,)):
+        if isinstance(base, tuple):
+            ticks = [10.0**ten * digit for ten in tens for digit in base]
+        else:
+            ticks = [float(base**power) for power in range(1, math.ceil(math.log(high, base)) + 1)]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) <= 4:
+            break
+    return ticks

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from reports import words
+from reports import precision, words
 from reports.paper import published
 from reports.summary import (
     AGREE,
@@ -30,6 +30,34 @@ def findings(frame: pd.DataFrame, compared: list[Comparison], memory: list[Scali
     told += [_cost(law, "time per update", "takes", words.seconds, rivals) for law in time]
     told.append(agreement(readings(frame)))
     return list(filter(None, told)) + _accuracy(compared) + _closed_form(frame) + _cosmixture(frame)
+
+
+def precision_findings(cells: pd.DataFrame) -> list[str]:
+    """What an error of 1e-3 costs ours and others, and what others need for the same method; a sentence each."""
+    level, told = precision.LEVELS[1], []
+    for panel in map(precision.featured, precision.panels(cells)):
+        best = precision.fastest(panel.cells, level)
+        ours, theirs = best[best.ours & (best.target == "flow")], best[~best.ours].sort_values("seconds")
+        if len(ours):
+            first = ours.iloc[0]
+            memory = f" and {words.size(first.bytes)}" if first.bytes == first.bytes else ""
+            needs = ", ".join(
+                f"{row.method} {words.seconds(row.seconds)} ({words.times(row.seconds / first.seconds)})"
+                for row in theirs.itertuples()
+            )
+            told.append(
+                f"On {panel.problem_label} at T = {panel.horizon:g}, {first.method} ({first.choices}, {first.engine}) "
+                f"reaches an error of {words.level(level)} in {words.seconds(first.seconds)}{memory}"
+                + (f"; of other libraries, each held to its own target, {needs}." if needs else ".")
+            )
+    for key, rows in precision.pairs(cells).dropna(subset="ratio").groupby(precision.PANEL):
+        horizon = key[precision.PANEL.index("horizon")]
+        if horizon == precision.FEATURED:
+            each = ", ".join(f"{row.peer} {words.times(row.ratio)}" for row in rows.sort_values("ratio").itertuples())
+            told.append(
+                f"On {key[0]} at T = {horizon:g} the same methods in other hands take this many times as long: {each}."
+            )
+    return told
 
 
 def agreement(both: pd.DataFrame) -> str:

@@ -15,6 +15,8 @@ from bench.records import METRICS, RECORDS_FILE, Record, Store, canonical_json, 
 
 LABELLED = ("inner_steps", "inner_lr", "num_states", "backward", "variant")  # shown by place, not as key=value
 UNASKED = ("samples",)  # how often a question is asked is no part of the question
+APART = ("work_precision", "peers")  # how the names of sweeps begin whose records have a section of their own
+COLUMNS = tuple(dict.fromkeys([*METRICS, "floor_seconds"]))  # the floor is shown wherever a record has it
 
 
 class InputError(Exception):
@@ -26,7 +28,7 @@ class Results:
     """What was read.
 
     Attributes:
-        records: the records that count, one a cell.
+        records: the records that count: one a cell, and one more for each of the sweeps that are kept apart.
         frame: the same as a table, row i for record i; see ``tabulate``.
         notes: sentences about lines that could not be read and records that were left out.
     """
@@ -53,8 +55,32 @@ def load(directories: Sequence[Path]) -> Results:
         if not found:
             raise InputError(f"{directory} holds no readable record; make some with `make bench`, then name its store.")
         records += found
-    kept, more = _one_a_cell(current(records))
-    return Results(kept, tabulate(kept), notes + more)
+    kept: list[Record] = []
+    by_study: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        by_study[study(record)].append(record)
+    for name, rows in sorted(by_study.items()):
+        mine, more = _one_a_cell(current(rows))
+        kept += mine
+        notes += [f"Sweep {name}: {note}" if name else note for note in more]
+    return Results(kept, tabulate(kept), notes)
+
+
+def study(record: Record) -> str:
+    """The sweep of a record that is kept apart, else empty: such a sweep may ask what another asks too.
+
+    Its times are compared with each other only, as they were taken side by side; and its many options must not
+    change what is usual, and so unlabelled, elsewhere.
+    """
+    return record.sweep if record.sweep.startswith(APART) else ""
+
+
+def newest(records: Iterable[Record]) -> list[Record]:
+    """The newest record of each cell."""
+    by_cell: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        by_cell[record.cell_id].append(record)
+    return [max(rows, key=lambda record: record.started_at) for rows in by_cell.values()]
 
 
 def _stores(directory: Path) -> list[Store]:
@@ -70,19 +96,16 @@ def _stores(directory: Path) -> list[Store]:
     return stores
 
 
-def _one_a_cell(records: Iterable[Record]) -> tuple[list[Record], list[str]]:
+def _one_a_cell(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
     """The newest record of each cell, and a note on what was passed over and on machines that still differ."""
-    by_cell: dict[str, list[Record]] = defaultdict(list)
-    for record in records:
-        by_cell[record.cell_id].append(record)
-    kept = [max(rows, key=lambda record: record.started_at) for rows in by_cell.values()]
+    times = Counter(record.cell_id for record in records)
+    kept = newest(records)
     notes = []
-    repeated = sum(len(rows) > 1 for rows in by_cell.values())
+    repeated = sum(count > 1 for count in times.values())
     if repeated:
-        older = sum(len(rows) - 1 for rows in by_cell.values())
         notes.append(
             f"Measured more than once, by other versions of the benchmark or on other machines: cells {repeated}, "
-            f"older records left out {older}; only the newest of each cell is shown."
+            f"older records left out {times.total() - len(kept)}; only the newest of each cell is shown."
         )
     for probe in sorted({record.cell.probe for record in kept}):
         rows = [record for record in kept if record.cell.probe == probe]
@@ -105,27 +128,29 @@ def _one_a_cell(records: Iterable[Record]) -> tuple[list[Record], list[str]]:
 def tabulate(records: Sequence[Record]) -> pd.DataFrame:
     """One row a record.
 
-    Columns: what was asked (``sweep``, ``probe``, ``problem``, ``method``, …; ``options`` and ``problem_options`` as
-    JSON), what came out (``status``, ``reason``, one column a metric, ``samples``), where (``environment`` and its
-    keys), and for showing:
+    Columns: what was asked (``sweep``, ``study``, ``probe``, ``problem``, ``method``, …; ``options`` and
+    ``problem_options`` as JSON), what came out (``status``, ``reason``, one column a metric, ``samples``), where
+    (``environment`` and its keys), and for showing:
 
     * ``horizon``: inner_steps · inner_lr; ``num_states``: as asked, else inner_steps; missing if "accepted".
     * ``series``: the method and what distinguishes it, but for the number of states; ``label``: that with the states.
-      An option appears as key=value only in records that depart from the value of most records of that method.
+      An option appears as key=value only in records that depart from the value of most records of that method in
+      the same study; the label tells a compiled engine too.
     * ``setting``: the problem with all its options but ``samples``; ``problem_label``: the same for people.
     * ``key``: the environment key under which the probe's answers may be compared.
     """
-    oddities = _by_name(records, lambda r: r.cell.method, lambda r: r.cell.options, LABELLED)
-    settings = _by_name(records, lambda r: r.cell.problem, lambda r: r.cell.problem_options, UNASKED)
+    oddities = _by_name(records, lambda r: (study(r), r.cell.method), lambda r: r.cell.options, LABELLED)
+    settings = _by_name(records, lambda r: (study(r), r.cell.problem), lambda r: r.cell.problem_options, UNASKED)
     rows = []
     for record, odd, unusual in zip(records, oddities, settings, strict=True):
         cell, options = record.cell, record.cell.options
-        series, label = _names(cell.method, options, odd)
+        series, label = _names(cell.method, options, odd, cell.engine if cell.engine not in ("eager", "own") else "")
         states = options.get("num_states") or options["inner_steps"]
         asked = {k: v for k, v in cell.problem_options.items() if k not in UNASKED}
         rows.append(
             {
                 "sweep": record.sweep,
+                "study": study(record),
                 "cell_id": record.cell_id,
                 "benchmark_version": record.benchmark_version,
                 "probe": cell.probe,
@@ -160,14 +185,14 @@ def tabulate(records: Sequence[Record]) -> pd.DataFrame:
                 "key": record.identity[2],
                 "environment": record.environment,
                 "samples": record.samples,
-                **{name: record.metrics.get(name) for name in METRICS},
+                **{name: record.metrics.get(name) for name in COLUMNS},
             }
         )
     frame = pd.DataFrame(rows)
-    return frame.astype({"num_states": "Int64", **dict.fromkeys(METRICS, "float64")})
+    return frame.astype({"num_states": "Int64", **dict.fromkeys(COLUMNS, "float64")})
 
 
-def _names(method: str, options: Mapping[str, Any], odd: str) -> tuple[str, str]:
+def _names(method: str, options: Mapping[str, Any], odd: str, engine: str) -> tuple[str, str]:
     """The series and the label of a record."""
     head = f"{method} {options['variant']}" if options.get("variant") else method
     backward = options.get("backward")
@@ -178,25 +203,25 @@ def _names(method: str, options: Mapping[str, Any], odd: str) -> tuple[str, str]
         shown = "a state a step"
     else:
         shown = "accepted states" if isinstance(states, str) else f"{states} states"
-    series, label = (", ".join(filter(None, parts)) for parts in ((backward, odd), (backward, shown, odd)))
+    series, label = (", ".join(filter(None, parts)) for parts in ((backward, odd), (backward, shown, odd, engine)))
     return f"{head} ({series})" if series else head, f"{head} ({label})" if label else head
 
 
 def _by_name(
     records: Sequence[Record],
-    name: Callable[[Record], str],
+    name: Callable[[Record], tuple[str, str]],
     options: Callable[[Record], Mapping[str, Any]],
     skip: Sequence[str],
 ) -> list[str]:
     """For each record, "key=value" of the options in which it departs from most records of the same name."""
-    counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    counts: dict[tuple[tuple[str, str], str], Counter[str]] = defaultdict(Counter)
     total = Counter(name(record) for record in records)
     for record in records:
         for key, value in options(record).items():
             counts[name(record), key][canonical_json(value)] += 1
     return [
         ", ".join(
-            f"{key}={_plain(value)}"
+            f"{key}={plain(value)}"
             for key, value in sorted(options(record).items())
             if key not in skip and 2 * counts[name(record), key][canonical_json(value)] <= total[name(record)]
         )
@@ -204,5 +229,6 @@ def _by_name(
     ]
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """The value of an option for people."""
     return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)

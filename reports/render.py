@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from reports import figures, findings, summary, tables, words
+from reports import figures, findings, precision, summary, tables, words
 from reports.figures import Figure
 from reports.load import Results
 from reports.paper import published
@@ -88,20 +89,23 @@ def _template(name: str, *, escape: bool, **context: object) -> str:
 
 
 def _sections(frame: pd.DataFrame) -> tuple[list[Section], list[str]]:
-    frame = summary.one_memory(frame)
+    apart = precision.cells(frame)
+    everything, frame = frame, summary.one_memory(frame[frame.study == ""])
     compared = summary.comparisons(frame)
     laws = {probe: summary.scalings(frame, probe) for probe in ("memory", "time")}
     named = [law.lines for found in laws.values() for law in found] + [found.rows for found in compared]
     look = figures.styles(pair for table in named for pair in zip(table.method, table.label, strict=True))
     sections = [
         _overview(compared, look),
+        _precision(apart),
         _closed_form(summary.closed_form_study(frame)),
         _cosmixture(summary.cosmixture_study(frame)),
         _memory(frame, laws["memory"], look),
         _law("time", laws["time"], look),
-        _failures(frame),
+        _failures(everything),
     ]
-    return sections, findings.findings(frame, compared, laws["memory"], laws["time"])
+    told = findings.findings(frame, compared, laws["memory"], laws["time"])
+    return sections, findings.precision_findings(apart) + told
 
 
 def _overview(compared: list[summary.Comparison], look: dict) -> Section:
@@ -121,6 +125,44 @@ def _overview(compared: list[summary.Comparison], look: dict) -> Section:
         "gradient a method estimates, and its relative L2 error is given to the gradient of the flow and to that of "
         "the discrete steps, both in float64. Times are medians with quartiles in brackets. "
         f"{words.MISSING} stands for what was not measured; a status in a cell's place says why there is no number.",
+        shown,
+        [figure for figure in drawn if figure],
+    )
+
+
+def _precision(cells: pd.DataFrame) -> Section:
+    shown, drawn = [], []
+    named: Counter[str] = Counter()
+    for row in precision.panels(cells):
+        first = precision.featured(row)
+        others = [panel for panel in row if panel is not first]
+        shown += [tables.fastest(panel, folded=panel is not first) for panel in [first, *others]]
+        named[first.problem_label] += 1
+        again = named[first.problem_label]
+        name = _name("work precision", first.problem_label, *([str(again)] if again > 1 else []))
+        drawn += [figures.work_precision(row, target, f"{name}-{target}") for target in figures.ESTIMATED]
+    text = [
+        "What a gradient of a given error costs. Each method is held to its own target, the gradient that it "
+        "estimates, in float64: a method of the flow to that of the flow, an unrolled one to that of the discrete "
+        "steps, of which an exact method misses only its rounding. The tables name for each level of error the fastest "
+        "cell of each method and engine; the factor is its time over that of our fastest with the same target and "
+        "level. Outside libraries run with an engine of their own. Memory is the allocator's peak."
+    ]
+    if shown and cells.compile_seconds.notna().any():
+        text.append("Compilation comes once, before the first update, and is cached afterwards: no time includes it.")
+    if shown and cells.floor_seconds.notna().any():
+        text.append("The floor is the time of the update's matrix products and activations alone.")
+    against = precision.pairs(cells)
+    title, at = "Against the same method in other hands", against.horizon == precision.FEATURED
+    others = tables.pairs(f"{title}, at other horizons" if at.any() else title, against[~at], folded=bool(at.any()))
+    shown += [tables.pairs(title, against[at])] * bool(at.any()) + [others] * bool(others.rows)
+    if shown and cells.method.isin(precision.PEERS).any():
+        shown.append(tables.peers("What the names stand for", cells.method))
+    return Section(
+        "work-precision",
+        "Work-precision: gradient error against cost",
+        "bench-peers",
+        " ".join(text),
         shown,
         [figure for figure in drawn if figure],
     )

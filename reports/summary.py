@@ -83,7 +83,7 @@ def _joined(rows: pd.DataFrame) -> dict[str, object]:
     first, fine = rows.iloc[0], rows[rows.status == "ok"]
     seconds = pooled(fine, "outer_update_seconds")
     low, high = np.quantile(seconds, [0.25, 0.75]) if len(seconds) > 1 else (math.nan, math.nan)
-    values = {name: fine[name].mean() for name in COMPARED} | {"outer_update_seconds": _median(seconds)}
+    values = {name: fine[name].mean() for name in COMPARED} | {"outer_update_seconds": median(seconds)}
     worst = rows.sort_values(
         "status", key=lambda s: s != "ok", kind="stable"
     )  # of replicates the one that failed speaks
@@ -106,7 +106,8 @@ def pooled(rows: pd.DataFrame, metric: str) -> list[float]:
     return values
 
 
-def _median(values: list[float]) -> float:
+def median(values: list[float]) -> float:
+    """Of these values; NaN where there are none."""
     return float(np.median(values)) if values else math.nan
 
 
@@ -219,7 +220,7 @@ def _scaling(title: str, group: pd.DataFrame, metric: str) -> Scaling:
     lines = []
     for (method, label), rows in group.groupby(["method", "label"]):
         by_steps = {
-            int(steps): _median(pooled(at, metric))
+            int(steps): median(pooled(at, metric))
             for steps, at in rows[rows.status == "ok"].groupby("inner_steps")
             if pooled(at, metric)
         }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
 
-from reports import words
+from reports import precision, words
 from reports.paper import Published
 from reports.summary import AGREE, Comparison, Line, Scaling, orders, smallest_stable
 
@@ -57,9 +58,9 @@ def _table(title: str, rows: Iterable[dict[str, str]], left: Iterable[str], fold
 def overview(comparison: Comparison, folded: bool = False) -> Table:
     """One row a method: what it costs and how far it is from each gradient."""
     rows = []
-    several = comparison.rows["where"].nunique() > 1
+    several = comparison.rows.dtype.nunique() > 1
     for row in comparison.rows.to_dict("records"):
-        cells = {"method": row["label"]} | ({"precision": row["where"].split(",")[0]} if several else {})
+        cells = {"method": row["label"]} | ({"precision": row["dtype"]} if several else {})
         cells |= {
             "target": row["target"] or words.MISSING,
             "peak memory": _or_failure(row, "peak_live_bytes", words.size(row["peak_live_bytes"])),
@@ -120,11 +121,10 @@ def _point(point: Any) -> str:
 def _series_columns(points: pd.DataFrame) -> dict[tuple[str, str, str], str]:
     """(method, series, where) -> heading; the device is named only where there are several."""
     short = points.device.nunique() == 1
+    where = points["where"].str.replace(r", \w+", "", n=1, regex=True) if short else points["where"]
+    points = points.assign(shown=where)
     seen = points.drop_duplicates(["method", "series", "where"]).sort_values(["method", "series", "where"])
-    return {
-        (row.method, row.series, row.where): f"{row.series}, {row.dtype if short else row.where}"
-        for row in seen.itertuples()
-    }
+    return {(row.method, row.series, row.where): f"{row.series}, {row.shown}" for row in seen.itertuples()}
 
 
 def convergence(title: str, points: pd.DataFrame) -> Table:
@@ -189,6 +189,80 @@ def disagreements(title: str, readings: pd.DataFrame) -> Table:
         ),
         ("problem", "method", "where"),
     )
+
+
+def fastest(panel: precision.Panel, folded: bool = False) -> Table:
+    """The fastest cell of each method and engine at each level of error, and how far off those are that miss it.
+
+    Levels at which the same cell has the same ratio share a row.
+    """
+    found: dict[tuple, list[float]] = {}
+    shown: dict[tuple, dict[str, Any]] = {}
+    for number in precision.LEVELS:
+        best = precision.fastest(panel.cells, number)
+        for row in best.to_dict("records"):
+            key = (row["target"], row["series"], row["choices"], row["ratio"])
+            found.setdefault(key, []).append(number)
+            shown[key] = row
+        timed = panel.cells[panel.cells.seconds.notna() & panel.cells.error.notna()].sort_values("error")
+        for row in timed.drop_duplicates(["target", "method", "engine"]).to_dict("records"):
+            if row["error"] > number:
+                key = (row["target"], row["series"], row["choices"], None)
+                found.setdefault(key, []).append(number)
+                shown[key] = row
+    targets = list(precision.ERROR_TO)
+    # by target and level; within them who reaches it comes first, the fastest at the top
+    order = sorted(found, key=lambda k: (targets.index(k[0]), -found[k][0], k[3] is None, shown[k]["seconds"], k[1]))
+    rows = [_fastest(shown[key], found[key], reached=key[3] is not None) for key in order]
+    table = _table(panel.title, rows, ("gradient, error at most", "method", "engine", "options"), folded)
+    bare = [name for name in ("time / floor", "compilation, apart") if (table.frame[name] == words.MISSING).all()]
+    return replace(table, frame=table.frame.drop(columns=bare))
+
+
+def _fastest(row: dict[str, Any], levels: list[float], reached: bool) -> dict[str, str]:
+    about = " to ".join(dict.fromkeys([words.level(levels[0]), words.level(levels[-1])]))
+    return {
+        "gradient, error at most": f"{row['target']}, {about}",
+        "method": row["method"],
+        "engine": row["engine"],
+        "options": row["choices"] or words.MISSING,
+        "time per update": words.seconds(row["seconds"]) if reached else "not reached",
+        "to our fastest": words.times(row["ratio"]) if reached else words.MISSING,
+        "time / floor": words.times(row["seconds"] / row["floor_seconds"]) if reached else words.MISSING,
+        "peak memory": words.size(row["bytes"]) if reached else words.MISSING,
+        "error": f"{words.error(row['error'])}{'' if reached else ' at best'}",
+        "compilation, apart": words.seconds(row["compile_seconds"]),
+    }
+
+
+def pairs(title: str, found: pd.DataFrame, folded: bool = False) -> Table:
+    """Our methods against the same in other hands."""
+    several = {name: found[name].nunique() > 1 for name in ("device", "dtype", "machine")}
+    rows = []
+    for row in found.to_dict("records"):
+        known = row["their_seconds"] == row["their_seconds"]
+        rows.append(
+            {"problem": row["problem_label"], "T": f"{row['horizon']:g}", "steps": words.count(row["inner_steps"])}
+            | {name: str(row[name]) for name, differs in several.items() if differs}
+            | {
+                "ours": f"{row['method']}, {row['engine']}",
+                "time": words.seconds(row["seconds"]),
+                "memory": words.size(row["bytes"]),
+                "theirs": " ".join([row["peer"], f"({row['their_choices']})" if row["their_choices"] else ""]).strip(),
+                "their time": words.seconds(row["their_seconds"]) if known else row["failed"],
+                "their memory": words.size(row["their_bytes"]),
+                "theirs / ours, time": words.times(row["ratio"]),
+                "theirs / ours, memory": words.times(row["their_bytes"] / row["bytes"] if row["bytes"] else math.nan),
+            }
+        )
+    return _table(title, rows, ("problem", "device", "dtype", "machine", "ours", "theirs"), folded)
+
+
+def peers(title: str, methods: Iterable[str]) -> Table:
+    """What the names of the outside methods among these stand for."""
+    known = set(methods)
+    rows = [{"name": name, "what it is": text} for name, text in precision.PEERS.items() if name in known]
+    return _table(title, rows, ("name", "what it is"))
 
 
 def failures(frame: pd.DataFrame) -> Table:

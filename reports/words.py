@@ -61,6 +61,19 @@ def share(ratio: float) -> str:
     return f"{three(100 * ratio)} %"
 
 
+def times(ratio: float) -> str:
+    """A ratio as a factor, with two significant digits."""
+    if ratio != ratio:
+        return MISSING
+    return f"{ratio:.{max(1 - math.floor(math.log10(ratio)), 0)}f}×"
+
+
+def level(value: float) -> str:
+    """A tolerance, a level of error: ``1e-3``, ``2.5e-4``."""
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
 def three(value: float) -> str:
     """Three significant digits, without an exponent."""
     digits = 2 - math.floor(math.log10(abs(value))) if value else 0
