@@ -122,6 +122,7 @@ def adaptive(
     scale, tolerance = horizon.unsqueeze(1), u.new_tensor([rtol, atol])
     grid = torch.linspace(0, 1, num_states + 1, dtype=torch.float64).tolist() if isinstance(num_states, int) else []
     times, states, taken, steps, rejected, s, before = [0.0], [u], [], 0, 0, 0.0, 1.0
+    most = min(max_stiffness, ChebyshevStep(MAX_STAGES).bears if solver == "rkc2" else RK4Step.bears)
     with torch.no_grad():
         slope = system.field(0.0 * scale, u)
         ds, probe = _first_step(system, u, slope, scale, tolerance, 4 if solver == "rk43" else 3)
@@ -131,8 +132,7 @@ def adaptive(
             if solver == "rkc2" and (steps < 5 or steps % 4 == 0):
                 probe.look(system, u, slope, s * scale, scale)
             if probe.stiffness > 0:
-                most = ChebyshevStep(MAX_STAGES).bears if solver == "rkc2" else RK4Step.bears
-                ds = min(ds, min(most, max_stiffness) / probe.stiffness)
+                ds = min(ds, most / probe.stiffness)
             if not ds > 1e-10:
                 raise SolverFailedError(f"{solver}'s step size vanished")
             if 1.0 - s < 2 * ds:  # the last two steps are equal, not one of them tiny
@@ -144,6 +144,10 @@ def adaptive(
             if not error <= 1.0:  # NaN too
                 rejected += 1
                 ds *= max(0.2, 0.9 * error**-power) if error < math.inf else 0.2
+                continue
+            if seen > 1.25 * most:  # stiffer than was known: the way back would blow up on this step
+                rejected += 1
+                probe.stiffness = seen / ds
                 continue
             steps += 1
             reached = s + ds if 1.0 - (s + ds) > 1e-9 else 1.0

@@ -5,11 +5,8 @@ import shutil
 import oracles
 import pytest
 import torch
-from torch import nn
-from torch.nn.functional import cross_entropy, mse_loss
 
 import amaml_core as am
-from amaml_core import engine
 
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="the compiled engine needs a C++ compiler"

@@ -66,7 +66,7 @@ def test_keeping_only_the_ends_changes_nothing_but_memory(solver):
     assert torch.allclose(ends.states[-1], whole.states[-1], atol=1e-5)
 
 
-@pytest.mark.parametrize("solver", ["dopri5", "bosh3"])
+@pytest.mark.parametrize("solver", ["dopri5", "bosh3", "rk43"])
 def test_accepted_steps_are_the_solvers_own(solver):
     path = run(solver, "accepted")
     assert len(path.states) == len(path.times) == path.steps + 1
