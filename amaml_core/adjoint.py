@@ -69,45 +69,57 @@ def tracked(
     """
     times = trajectory.times.to(terminal.dtype).unsqueeze(-1)
     steps = trajectory.times.diff(dim=0).to(terminal.dtype).unsqueeze(-1)
-    found = (terminal, terminal.new_zeros(len(terminal)), *([torch.zeros_like(terminal)] if integrate else []))
-    cost = len(set(tableau.c)) + len(tableau.c)  # linearisations and products
+    found = [terminal, terminal.new_zeros(len(terminal)), *([torch.zeros_like(terminal)] if integrate else [])]
+    if tableau.c[0] == 0.0:
+        found += system.run(_ahead, times[-1], trajectory.states[-1], terminal)
+    cost = len({*tableau.c} - {0.0}) + len(tableau.c)  # linearisations and products
+    whole = len(steps)
     for start, last in reversed(trajectory.segments()):
         states = trajectory.replay(system, start, last)
         for count in pieces(last - start, system.per_call(cost) or last - start):
             first = last - count
             here = states[first - start : last - start + 1]
-            found = system.run(Retreat(tableau, count), times[first : last + 1], steps[first:last], *found, *here)
+            step = Retreat(tableau, count, integrate, goes_on=count < whole)
+            found = system.run(step, times[first:last], steps[first:last], *found, *here[:-1], here[-1])
             last = first
     return AdjointSolution(found[0], found[2] if integrate else None, found[1])
 
 
+def _ahead(system: System, t: Tensor, u: Tensor, adjoint: Tensor) -> tuple[Tensor, Tensor]:
+    """What an interval needs of its right end: the product with λ, and f."""
+    value, product = system.linearize(t, u)
+    return product(adjoint), value
+
+
 @dataclass(frozen=True)
 class Retreat:
-    """The adjoint's way back over ``count`` intervals: (times, widths, λ, stiffness, [∫λ dt,] states) -> the same."""
+    """The adjoint's way back over ``count`` intervals, in one call.
+
+    Takes and returns λ, the stiffness and, where asked for, ∫λ dt; schemes that use the right end also hand on what is
+    known of it, (∂f/∂u)ᵀλ and f, so that each point is linearised once however the way is cut into calls.
+    """
 
     tableau: Tableau
     count: int
+    integrate: bool
+    goes_on: bool
 
     def __call__(self, system: System, times: Tensor, steps: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """λ, stiffness and, where it came along, ∫λ dt at the left end."""
-        found, states = tensors[: -self.count - 1], tensors[-self.count - 1 :]
-        adjoint, stiffness = found[:2]
-        integral = found[2] if len(found) > 2 else None
-        needs_right = any(c < 1.0 for c in self.tableau.c)
-        right = system.linearize(times[-1], states[-1]) if needs_right else None
+        """From left ends ``[count, B, 1]``, widths, what was handed on and count+1 states to what is handed on."""
+        adjoint, stiffness, *found = tensors[: -self.count - 1]
+        states = tensors[-self.count - 1 :]
+        integral = found.pop(0) if self.integrate else None
         for j in reversed(range(self.count)):
             h = steps[j]
-            left = system.linearize(times[j], states[j])
-            products = {1.0: left[1]}
-            if right is not None:
-                products[0.0] = right[1]
-                if 0.5 in self.tableau.c:
-                    middle = 0.5 * (states[j] + states[j + 1]) + (h / 8) * (left[0] - right[0])
-                    products[0.5] = system.linearize(times[j] + 0.5 * h, middle)[1]
+            value, product = system.linearize(times[j], states[j])
+            products = {1.0: product}
+            if 0.5 in self.tableau.c:
+                middle = 0.5 * (states[j] + states[j + 1]) + (h / 8) * (value - found[1])
+                products[0.5] = system.linearize(times[j] + 0.5 * h, middle)[1]
             ratios: list[Tensor] = []
 
-            def slope(c: float, stage: Tensor, products=products, ratios=ratios) -> Tensor:
-                value = products[c](stage)
+            def slope(c: float, stage: Tensor, products=products, ratios=ratios, found=found) -> Tensor:
+                value = products[c](stage) if c else found[0]
                 if not ratios:
                     ratios.append(_norm(value) / _norm(stage).clamp_min(torch.finfo(stage.dtype).tiny))
                 return value
@@ -117,8 +129,9 @@ class Retreat:
                 for weight, stage in zip(self.tableau.b, stages, strict=True):
                     integral = integral + (h * weight) * stage
             stiffness = torch.maximum(stiffness, h.squeeze(-1) * ratios[0])
-            right = left if needs_right else None
-        return (adjoint, stiffness) if integral is None else (adjoint, stiffness, integral)
+            if found and (j or self.goes_on):
+                found = [product(adjoint), value]
+        return (adjoint, stiffness, *([] if integral is None else [integral]), *found)
 
 
 def discrete(system: System, trajectory: Trajectory, terminal: Float[Tensor, "tasks params"]) -> AdjointSolution:
@@ -137,7 +150,7 @@ def discrete(system: System, trajectory: Trajectory, terminal: Float[Tensor, "ta
     for start, last in reversed(trajectory.segments()):
         states = trajectory.replay(system, start, last)
         for j in reversed(range(start, last)):
-            adjoint = system.pullback(trajectory.taken[j], states[j - start], times[j], steps[j])(adjoint)
+            adjoint = system.transposed(trajectory.taken[j], states[j - start], times[j], steps[j], adjoint)
     return AdjointSolution(adjoint)
 
 

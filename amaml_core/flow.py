@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from amaml_core.problem import InnerProblem
-from amaml_core.scheme import OneStep, System
+from amaml_core.scheme import OneStep, System, Transposed
 
 
 class GradientFlow(System):
@@ -29,9 +29,9 @@ class GradientFlow(System):
         """See ``System.run``; compiled in the compiled engine."""
         return self.inner.run(_OfFlow(step), *tensors)
 
-    def pullback(self, step: OneStep, u: Tensor, *tensors: Tensor) -> Callable[[Tensor], Tensor]:
-        """See ``System.pullback``; compiled in the compiled engine."""
-        return self.inner.pullback(_OfFlow(step, create_graph=True), u, *tensors)[1]
+    def transposed(self, step: OneStep, u: Tensor, t: Tensor, h: Tensor, v: Tensor) -> Tensor:
+        """See ``System.transposed``."""
+        return self.inner.run(_OfFlow(Transposed(step), create_graph=True), u, t, h, v)[0]
 
     def per_call(self, cost: int) -> int | None:
         """See ``System.per_call``."""

@@ -31,6 +31,20 @@ class OneStep(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Transposed:
+    """(u, t, h, v) -> (∂step/∂u)ᵀ v, with the step and its derivative in one call."""
+
+    step: OneStep
+
+    def __call__(self, system: System, u: Tensor, t: Tensor, h: Tensor, v: Tensor) -> tuple[Tensor]:
+        """See ``System.transposed``."""
+        with torch.enable_grad():
+            u = u.detach().requires_grad_()
+            (value,) = self.step(system, u, t, h)
+        return (vector_jacobian(value, u, v, keep=False),)
+
+
 class System:
     """What is solved: du/dt = f(t, u), with the products that the way back needs.
 
@@ -49,12 +63,9 @@ class System:
         """``step(self, *tensors)``."""
         return step(self, *tensors)
 
-    def pullback(self, step: OneStep, u: Tensor, *tensors: Tensor) -> Callable[[Tensor], Tensor]:
-        """The product v -> (∂step(self, u, *tensors)/∂u)ᵀ v, to be used once; f must be differentiable."""
-        with torch.enable_grad():
-            u = u.detach().requires_grad_()
-            (value,) = step(self, u, *tensors)
-        return lambda v: vector_jacobian(value, u, v, keep=False)
+    def transposed(self, step: OneStep, u: Tensor, t: Tensor, h: Tensor, v: Tensor) -> Tensor:
+        """(∂step(self, u, t, h)/∂u)ᵀ v, ``[B, d]``; f must be differentiable."""
+        return self.run(Transposed(step), u, t, h, v)[0]
 
     def per_call(self, cost: int) -> int | None:
         """How many steps of this many evaluations make one compiled call; None where nothing is compiled."""

@@ -17,7 +17,7 @@ from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from reports import precision, words
 from reports.paper import Published
@@ -309,4 +309,7 @@ def _few(low: float, high: float, binary: bool) -> list[float]:
         ticks = [tick for tick in ticks if low <= tick <= high]
         if len(ticks) <= 4:
             break
-    return ticks
+    if len(ticks) > 1:
+        return ticks
+    unit = 1024.0 ** math.floor(math.log(low, 1024)) if binary else 1.0  # a narrow range is nearly linear
+    return [unit * tick for tick in MaxNLocator(3).tick_values(low / unit, high / unit) if low <= unit * tick <= high]

@@ -35,11 +35,12 @@ def findings(frame: pd.DataFrame, compared: list[Comparison], memory: list[Scali
 def precision_findings(cells: pd.DataFrame) -> list[str]:
     """What an error of 1e-3 costs ours and others, and what others need for the same method; a sentence each."""
     level, told = precision.LEVELS[1], []
-    for panel in map(precision.featured, precision.panels(cells)):
-        best = precision.fastest(panel.cells, level)
-        ours, theirs = best[best.ours & (best.target == "flow")], best[~best.ours].sort_values("seconds")
-        if len(ours):
-            first = ours.iloc[0]
+    for row in precision.panels(cells):
+        able = [panel for panel in row if len(_of_the_flow(panel, level))]
+        if able:
+            panel = precision.featured(able)
+            first, best = _of_the_flow(panel, level).iloc[0], precision.fastest(panel.cells, level)
+            theirs = best[~best.ours].sort_values("seconds")
             memory = f" and {words.size(first.bytes)}" if first.bytes == first.bytes else ""
             needs = ", ".join(
                 f"{row.method} {words.seconds(row.seconds)} ({words.times(row.seconds / first.seconds)})"
@@ -58,6 +59,12 @@ def precision_findings(cells: pd.DataFrame) -> list[str]:
                 f"On {key[0]} at T = {horizon:g} the same methods in other hands take this many times as long: {each}."
             )
     return told
+
+
+def _of_the_flow(panel: precision.Panel, level: float) -> pd.DataFrame:
+    """Our fastest cells that reach this error to the gradient of the flow."""
+    best = precision.fastest(panel.cells, level)
+    return best[best.ours & (best.target == "flow")]
 
 
 def agreement(both: pd.DataFrame) -> str:

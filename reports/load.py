@@ -16,7 +16,6 @@ from bench.records import METRICS, RECORDS_FILE, Record, Store, canonical_json, 
 LABELLED = ("inner_steps", "inner_lr", "num_states", "backward", "variant")  # shown by place, not as key=value
 UNASKED = ("samples",)  # how often a question is asked is no part of the question
 APART = ("work_precision", "peers")  # how the names of sweeps begin whose records have a section of their own
-COLUMNS = tuple(dict.fromkeys([*METRICS, "floor_seconds"]))  # the floor is shown wherever a record has it
 
 
 class InputError(Exception):
@@ -185,11 +184,11 @@ def tabulate(records: Sequence[Record]) -> pd.DataFrame:
                 "key": record.identity[2],
                 "environment": record.environment,
                 "samples": record.samples,
-                **{name: record.metrics.get(name) for name in COLUMNS},
+                **{name: record.metrics.get(name) for name in METRICS},
             }
         )
     frame = pd.DataFrame(rows)
-    return frame.astype({"num_states": "Int64", **dict.fromkeys(COLUMNS, "float64")})
+    return frame.astype({"num_states": "Int64", **dict.fromkeys(METRICS, "float64")})
 
 
 def _names(method: str, options: Mapping[str, Any], odd: str, engine: str) -> tuple[str, str]:

@@ -54,6 +54,7 @@ class Panel:
     """All cells of one problem at one trajectory length on one machine, from one sweep.
 
     Attributes:
+        sweep: that one.
         problem_label: of the problem.
         inner_steps: K.
         inner_lr: of one step.
@@ -62,6 +63,7 @@ class Panel:
         cells: rows of ``cells``.
     """
 
+    sweep: str
     problem_label: str
     inner_steps: int
     inner_lr: float
@@ -72,27 +74,31 @@ class Panel:
     @property
     def title(self) -> str:
         """What is compared."""
-        steps = words.plural(self.inner_steps, "step")
-        return f"{self.problem_label}: {steps} of {self.inner_lr:g}, T = {self.horizon:g}, {self.device}"
+        steps = f"{words.plural(self.inner_steps, 'step')} of {self.inner_lr:g}"
+        return f"{self.problem_label}: {steps}, T = {self.horizon:g}, {self.device}, sweep {self.sweep}"
 
 
 def cells(frame: pd.DataFrame) -> pd.DataFrame:
     """One row an update of the sweeps that are kept apart, its probes joined.
 
     Columns: ``study``, those of ``PANEL``, method, engine, ``options`` as a dict, target, ``error`` to that target,
-    ``seconds``, ``bytes``, compile_seconds, floor_seconds, ``failed`` (the status of the time probe where that is not
-    ok), ``ours``, and for showing:
+    ``seconds``, ``bytes``, compile_seconds, floor_seconds (the same for all engines), ``failed`` (the status of the
+    time probe where that is not ok), ``ours``, and for showing:
 
     * ``scheme``: the method and the options that name it and not a point on its line; ``series``: that and the engine;
     * ``line``: cells to be joined: a series, and with numbers of states one rtol of it;
     * ``choices``: the options that tell this cell from others of its method.
     """
     frame = frame[frame.study != ""]
+    alike = frame.groupby(["study", "setting", "method", "options", "dtype", "device", "timing_key"])
+    frame = frame.assign(floor_seconds=alike.floor_seconds.transform("mean"))  # whatever the engine: it is their floor
     rows = [_joined(rows) for _, rows in frame.groupby(["study", "setting", "method", "options", "where"])]
     if not rows:
         return pd.DataFrame(columns=[*PANEL, "study", "method", "error", "seconds", "bytes"])
     made = pd.DataFrame(rows)
-    told = made.groupby("method").options.transform(lambda options: [_differing(options)] * len(options))
+    told = made.groupby(["study", "setting", "method"]).options.transform(
+        lambda options: [_differing(options)] * len(options)
+    )
     named = [_scheme(options, more) for options, more in zip(made.options, told, strict=True)]
     made["scheme"] = [f"{m} ({name})" if name else m for m, name in zip(made.method, named, strict=True)]
     made["series"] = [
@@ -102,7 +108,9 @@ def cells(frame: pd.DataFrame) -> pd.DataFrame:
     grids = [isinstance(options.get("num_states"), int) for options in made.options]
     rtol = [options.get("rtol") for options in made.options]
     made["line"] = [(s, r if grid else None) for s, r, grid in zip(made.series, rtol, grids, strict=True)]
-    moved = made.groupby("scheme").options.transform(lambda options: [_tolerances(options)] * len(options))
+    moved = made.groupby(["study", "setting", "scheme"]).options.transform(
+        lambda options: [_tolerances(options)] * len(options)
+    )
     made["choices"] = [_choices(*row) for row in zip(named, made.options, moved, strict=True)]
     return made
 
@@ -136,6 +144,8 @@ def _differing(options: Sequence[dict[str, Any]]) -> list[str]:
 def _scheme(options: dict[str, Any], differing: list[str]) -> str:
     forward, backward = options.get("forward"), options.get("backward")
     solvers = f"{forward} both ways" if forward == backward else f"{forward} forward, {backward} back"
+    if backward == "discrete":
+        solvers = f"{forward}, discrete adjoint"
     placed = [solvers if forward and backward else forward, options.get("solver")]
     more = [f"{name}={plain(options[name])}" for name in differing if options.get(name) is not None]
     return ", ".join(filter(None, [*placed, options.get("variant"), *more]))
@@ -155,23 +165,27 @@ def _choices(scheme: str, options: dict[str, Any], tolerances: list[str]) -> str
 
 
 def panels(made: pd.DataFrame) -> list[list[Panel]]:
-    """The panels of each problem on each machine, by horizon; of two sweeps ``work_precision`` speaks.
+    """The panels of each problem on each machine, by horizon, then sweep.
 
     Only panels with a cell whose error and cost are both known.
     """
     found: dict[tuple, list[Panel]] = {}
-    for (label, *rest, horizon, steps, lr), group in made.groupby(PANEL):
-        usable = group[group.error.notna() & (group.seconds.notna() | group.bytes.notna())]
-        if len(usable):
-            mine = group[group.study == usable.study.max()]  # in the alphabet it comes after "peers"
-            panel = Panel(label, int(steps), float(lr), float(horizon), rest[1], mine)
+    for (label, *rest, horizon, steps, lr, sweep), group in made.groupby([*PANEL, "study"]):
+        if (group.error.notna() & (group.seconds.notna() | group.bytes.notna())).any():
+            panel = Panel(sweep, label, int(steps), float(lr), float(horizon), rest[1], group)
             found.setdefault((label, *rest), []).append(panel)
     return list(found.values())
 
 
 def featured(row: Sequence[Panel]) -> Panel:
-    """The panel at the horizon ``FEATURED``, else the one of the longest."""
-    return min(row, key=lambda panel: (panel.horizon != FEATURED, -panel.horizon))
+    """The panel at the horizon ``FEATURED``, else the one of the longest; of two sweeps that of ``peers``."""
+    return min(row, key=lambda panel: (panel.horizon != FEATURED, -panel.horizon, panel.sweep))
+
+
+def of_one_sweep(row: Sequence[Panel]) -> list[Panel]:
+    """The panels of ``work_precision``, which has the more options, else those of ``peers``."""
+    sweep = max(panel.sweep for panel in row)  # in the alphabet it comes later
+    return [panel for panel in row if panel.sweep == sweep]
 
 
 def fastest(made: pd.DataFrame, level: float) -> pd.DataFrame:

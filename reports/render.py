@@ -136,11 +136,13 @@ def _precision(cells: pd.DataFrame) -> Section:
     for row in precision.panels(cells):
         first = precision.featured(row)
         others = [panel for panel in row if panel is not first]
-        shown += [tables.fastest(panel, folded=panel is not first) for panel in [first, *others]]
+        found = [tables.fastest(panel, folded=panel is not first) for panel in [first, *others]]
+        shown += [table for table in found if table.rows]
         named[first.problem_label] += 1
         again = named[first.problem_label]
         name = _name("work precision", first.problem_label, *([str(again)] if again > 1 else []))
-        drawn += [figures.work_precision(row, target, f"{name}-{target}") for target in figures.ESTIMATED]
+        mine = precision.of_one_sweep(row)
+        drawn += [figures.work_precision(mine, target, f"{name}-{target}") for target in figures.ESTIMATED]
     text = [
         "What a gradient of a given error costs. Each method is held to its own target, the gradient that it "
         "estimates, in float64: a method of the flow to that of the flow, an unrolled one to that of the discrete "

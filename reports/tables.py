@@ -24,6 +24,9 @@ PROBE_OF = {
 }
 
 
+MAYBE = ("time / floor", "compilation, apart")  # columns that are shown only where something is in them
+
+
 @dataclass(frozen=True)
 class Table:
     """A table to show.
@@ -201,7 +204,7 @@ def fastest(panel: precision.Panel, folded: bool = False) -> Table:
     for number in precision.LEVELS:
         best = precision.fastest(panel.cells, number)
         for row in best.to_dict("records"):
-            key = (row["target"], row["series"], row["choices"], row["ratio"])
+            key = (row["target"], row["series"], row["choices"], words.times(row["ratio"]))
             found.setdefault(key, []).append(number)
             shown[key] = row
         timed = panel.cells[panel.cells.seconds.notna() & panel.cells.error.notna()].sort_values("error")
@@ -215,8 +218,8 @@ def fastest(panel: precision.Panel, folded: bool = False) -> Table:
     order = sorted(found, key=lambda k: (targets.index(k[0]), -found[k][0], k[3] is None, shown[k]["seconds"], k[1]))
     rows = [_fastest(shown[key], found[key], reached=key[3] is not None) for key in order]
     table = _table(panel.title, rows, ("gradient, error at most", "method", "engine", "options"), folded)
-    bare = [name for name in ("time / floor", "compilation, apart") if (table.frame[name] == words.MISSING).all()]
-    return replace(table, frame=table.frame.drop(columns=bare))
+    told = [name for name in table.columns if name not in MAYBE or (table.frame[name] != words.MISSING).any()]
+    return replace(table, frame=table.frame[told])
 
 
 def _fastest(row: dict[str, Any], levels: list[float], reached: bool) -> dict[str, str]:
@@ -245,10 +248,10 @@ def pairs(title: str, found: pd.DataFrame, folded: bool = False) -> Table:
             {"problem": row["problem_label"], "T": f"{row['horizon']:g}", "steps": words.count(row["inner_steps"])}
             | {name: str(row[name]) for name, differs in several.items() if differs}
             | {
-                "ours": f"{row['method']}, {row['engine']}",
+                "ours": f"{_with(row['method'], row['choices'])}, {row['engine']}",
                 "time": words.seconds(row["seconds"]),
                 "memory": words.size(row["bytes"]),
-                "theirs": " ".join([row["peer"], f"({row['their_choices']})" if row["their_choices"] else ""]).strip(),
+                "theirs": _with(row["peer"], row["their_choices"]),
                 "their time": words.seconds(row["their_seconds"]) if known else row["failed"],
                 "their memory": words.size(row["their_bytes"]),
                 "theirs / ours, time": words.times(row["ratio"]),
@@ -256,6 +259,10 @@ def pairs(title: str, found: pd.DataFrame, folded: bool = False) -> Table:
             }
         )
     return _table(title, rows, ("problem", "device", "dtype", "machine", "ours", "theirs"), folded)
+
+
+def _with(method: str, choices: str) -> str:
+    return f"{method} ({choices})" if choices else method
 
 
 def peers(title: str, methods: Iterable[str]) -> Table:

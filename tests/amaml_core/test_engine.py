@@ -1,12 +1,16 @@
-"""Compiled and eager are the same numbers to rounding; what cannot be compiled says so."""
+"""Compiled and eager are the same numbers to rounding; what is chosen is written down; what fails says so."""
 
+import copy
 import shutil
 
 import oracles
 import pytest
 import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, mse_loss
 
 import amaml_core as am
+from amaml_core import engine
 
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="the compiled engine needs a C++ compiler"
@@ -14,15 +18,23 @@ needs_compiler = pytest.mark.skipif(
 
 METHODS = {
     "maml": ("maml", {}),
-    "remat-maml": ("remat-maml", {"segment": 4}),
+    "remat-maml": ("remat-maml", {"segment": "sqrt"}),
     "reptile": ("reptile", {}),
     "imaml": ("imaml", {"lam": 3.0}),
-    "imaml-hf": ("imaml", {"variant": "paper-hf", "newton_steps": 3}),
     "amaml-euler": ("amaml", {"forward": "euler", "backward": "euler"}),
     "amaml-checkpoint": ("amaml", {"forward": "euler", "backward": "euler", "checkpoint": "sqrt"}),
-    "amaml-rk43": ("amaml", {"forward": "rk43", "backward": "rk4", "num_states": "accepted", "prox": 0.5}),
-    "amaml-dopri5": ("amaml", {"num_states": 6}),
+    "amaml-rk43": ("amaml", {"forward": "rk43", "backward": "rk4", "num_states": "accepted"}),
+    "amaml-rk43-discrete": ("amaml", {"forward": "rk43", "backward": "discrete", "num_states": "accepted"}),
+    "amaml-dopri5": ("amaml", {"num_states": 2}),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_calls():
+    """Few evaluations in a compiled call, so that compilation takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "BUDGET", 2)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +49,133 @@ def compiled():
 def test_compiled_equals_eager(compiled, name):
     case, problem = compiled
     method, options = METHODS[name]
-    made = am.create_method(method, inner_steps=13, inner_lr=0.05, **options)
+    made = am.create_method(method, inner_steps=6, inner_lr=0.05, **options)
     eager = made.meta_gradient(case.problem, case.theta, case.tasks)
     found = made.meta_gradient(problem, case.theta, case.tasks)
     assert torch.allclose(found.task_grads, eager.task_grads, rtol=1e-9, atol=1e-12)
     assert torch.allclose(found.adapted, eager.adapted, rtol=1e-10, atol=1e-12)
     assert found.status == eager.status
+    # a compiled call makes the linearisation at its right end again, which the eager engine shares
     shared = {key: value for key, value in eager.stats.items() if key != "linearizations"}
     assert {key: found.stats[key] for key in shared} == shared
+
+
+@needs_compiler
+def test_what_is_compiled_once_serves_other_values(compiled):
+    case, problem = compiled
+    method = am.create_method("reptile", inner_steps=6, inner_lr=0.02)
+    tasks = am.TaskBatch(*(value.flip(0) for value in vars(case.tasks).values() if value is not None))
+    method.meta_gradient(problem, case.theta, case.tasks)
+    before = engine.seconds
+    found = method.meta_gradient(problem, 0.9 * case.theta, tasks)
+    assert engine.seconds == before
+    assert torch.allclose(found.grad, method.meta_gradient(case.problem, 0.9 * case.theta, tasks).grad, rtol=1e-10)
+
+
+@needs_compiler
+def test_a_frozen_part_may_change_after_compilation_and_a_loss_may_close_over_tensors():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 3))
+    weight = torch.tensor([1.0, 2.0, 0.5])
+    loss = lambda prediction, target: cross_entropy(prediction, target, weight=weight)  # noqa: E731
+    x, y = torch.randn(2, 6, 2), torch.randint(3, (2, 6))
+    tasks = am.TaskBatch(x, y, x, y)
+    eager = am.MetaProblem(model, loss, adapt=r"2\..*", engine="eager")
+    problem, method = eager.with_engine("compiled"), am.create_method("fomaml", inner_steps=2, inner_lr=0.1)
+    theta = eager.initial_parameters()
+    for _ in range(2):
+        found, expected = (method.meta_gradient(p, theta, tasks).grad for p in (problem, eager))
+        assert torch.allclose(found, expected, rtol=1e-5, atol=1e-7)
+        with torch.no_grad():
+            model[0].weight.mul_(3.0)
+
+
+@needs_compiler
+def test_a_model_without_a_second_derivative_compiles():
+    problem = am.MetaProblem(nn.Linear(2, 1), lambda p, y: (p * y).mean(), engine="compiled")
+    x, y = torch.randn(2, 5, 2), torch.randn(2, 5, 1)
+    point = problem.bind(torch.ones(3), am.TaskBatch(x, y, x, y)).linearize(torch.ones(2, 3))
+    assert torch.equal(point.hvp(torch.ones(2, 3)), torch.zeros(2, 3))
+    assert torch.allclose(point.gradient[:, :2], (x * y).mean(1))
+
+
+def test_tanh_is_within_four_units_of_rounding_everywhere():
+    x = torch.cat([torch.linspace(-12, 12, 1_000_001), 10 ** torch.linspace(-30, 0, 10_001)])
+    exact = torch.tanh(x.double())
+    error = ((engine.tanh(x).double() - exact) / exact)[exact != 0].abs().max()
+    assert error < 4 * torch.finfo(torch.float32).eps
+    assert torch.isnan(engine.tanh(torch.tensor([float("nan")]))).all()
+    assert engine.tanh(x.double()) is NotImplemented
+
+
+def test_auto_compiles_small_dense_networks_of_which_many_updates_are_planned():
+    def chosen(model, **options):
+        return am.MetaProblem(model, mse_loss, **options).engine
+
+    small, large, conv = nn.Linear(3, 3), nn.Linear(200, 200), nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten())
+    assert chosen(small) == "eager"
+    assert chosen(small, planned_updates=199) == "eager"
+    assert chosen(small, planned_updates=200) == "compiled"
+    assert chosen(large, planned_updates=10_000) == "eager"
+    assert chosen(conv, planned_updates=10_000) == "eager"
+    assert chosen(conv, engine="compiled") == "compiled"
+
+
+def test_an_unknown_engine_is_refused():
+    problem = am.MetaProblem(nn.Linear(1, 1), mse_loss)
+    with pytest.raises(am.InputError, match="engine='fast' is not available; choose one of auto, eager, compiled"):
+        problem.with_engine("fast")
+
+
+def test_no_compiler_is_told_in_a_sentence(monkeypatch):
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    def fail(*arguments, **options):
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr("torch._inductor.compile", fail)
+    problem = am.MetaProblem(nn.Linear(1, 1), mse_loss, engine="compiled")
+    x = torch.ones(1, 2, 1)
+    with pytest.raises(am.InputError, match=r"needs a C\+\+ compiler and found none"):
+        problem.bind(torch.ones(2), am.TaskBatch(x, x, x, x)).gradient(torch.ones(1, 2))
+
+
+def conv_case():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(27, 2)).double()
+    x, y = torch.randn(3, 4, 1, 8, 8, dtype=torch.float64), torch.randint(2, (3, 4))
+    problem = am.MetaProblem(model, cross_entropy)
+    return problem, problem.initial_parameters(), am.TaskBatch(x, y, x, y)
+
+
+def test_the_loop_over_tasks_equals_vmap():
+    problem, theta, tasks = conv_case()
+    method = am.create_method("maml", inner_steps=3, inner_lr=0.1)
+    looped = method.meta_gradient(problem, theta, tasks)
+    problem._convolves = False
+    batched = method.meta_gradient(problem, theta, tasks)
+    assert torch.allclose(looped.task_grads, batched.task_grads, rtol=1e-10, atol=1e-13)
+    assert looped.stats == batched.stats
+
+
+def test_the_loop_over_tasks_refuses_random_numbers_too():
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Conv2d(1, 1, 3)
+
+        def forward(self, x):
+            return self.layer(x + torch.rand_like(x)).flatten(1)
+
+    x, y = torch.randn(2, 3, 1, 3, 3), torch.randn(2, 3, 1)
+    problem = am.MetaProblem(Noisy(), mse_loss)
+    with pytest.raises(am.InputError, match="draws random numbers"):
+        problem.bind(problem.initial_parameters(), am.TaskBatch(x, y, x, y)).gradient(torch.ones(2, 10))
+
+
+def test_engines_do_not_share_what_they_compiled():
+    problem = am.MetaProblem(nn.Linear(1, 1), mse_loss)
+    other = problem.with_engine("compiled")
+    assert other.model is problem.model
+    assert other._compiled is not problem._compiled
+    assert copy.copy(problem).engine == "eager"

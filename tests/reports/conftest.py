@@ -28,6 +28,10 @@ TARGETS = {
     "imaml": "stationary",
     "fomaml": "surrogate",
     "reptile": "surrogate",
+    "diffrax": "flow",
+    "jax-maml": "unrolled",
+    "loop-maml": "unrolled",
+    "loop-fomaml": "surrogate",
 }
 
 
@@ -46,6 +50,7 @@ def make_record(
     version: str = "abc123",
     started_at: str = "2026-01-01T00:00:00+00:00",
     target: str | None = None,
+    sweep: str = "",
     **cell: Any,
 ) -> Record:
     """One record; what is not given is plain."""
@@ -59,7 +64,7 @@ def make_record(
     )
     return Record(
         benchmark_version=version,
-        sweep=probe,
+        sweep=sweep or probe,
         cell_id=asked.cell_id,
         cell=asked,
         target=TARGETS.get(method, "") if target is None else target,
@@ -170,6 +175,65 @@ def cosmixture_records(horizons: list[float], states: list[int]) -> list[Record]
     return records
 
 
+def priced(
+    method: str,
+    seconds: float | None,
+    error: float | None = None,
+    *,
+    engine: str = "own",
+    sweep: str = "work_precision",
+    size: float = 2.0**20,
+    more: dict[str, float] | None = None,
+    **rest: Any,
+) -> list[Record]:
+    """The records of one update of the work-precision sweeps: its error to its own target, its time, its memory."""
+    common = {"method": method, "engine": engine, "sweep": sweep} | rest
+    target = common.get("target", TARGETS.get(method))
+    made = [make_record("allocator", metrics={"peak_allocated_bytes": size}, **common)]
+    if error is not None:
+        made.append(make_record("error", metrics={f"rel_error_{target}": error}, **common))
+    if seconds is not None:
+        made.append(make_record("time", metrics={"outer_update_seconds": seconds} | (more or {}), **common))
+    return made
+
+
+def tolerances(rtol: float, forward: str = "rk43") -> dict[str, Any]:
+    """Resolved options of amaml on the solver's own steps."""
+    return amaml("accepted", "rk4") | {"forward": forward, "rtol": rtol, "atol": rtol / 100}  # type: ignore[arg-type]
+
+
+def precision_records(horizons: list[float]) -> list[Record]:
+    """Ours under both engines beside other libraries: cheaper by a third compiled, dearer by a half in diffrax."""
+    records = []
+    for horizon in horizons:
+        steps = {"inner_steps": round(horizon / 0.01)}
+        for power in (2, 3, 4, 5):
+            rtol, law = 10.0**-power, 0.004 * horizon * 2**power
+            for engine, seconds in (("eager", law), ("compiled", law / 3)):
+                more = {"compile_seconds": 14.0} if engine == "compiled" else {}
+                options = steps | tolerances(rtol)
+                records += priced("amaml", seconds, 2 * rtol, engine=engine, options=options, more=more)
+            options = steps | {"solver": "bosh3", "rtol": rtol, "atol": rtol / 100}
+            records += priced("diffrax", law / 2, 3 * rtol, options=options)
+        for method, engine, factor in (("maml", "eager", 1.1), ("maml", "compiled", 0.4), ("loop-maml", "own", 8.0)):
+            for sweep in ("work_precision", "peers"):
+                seconds = factor * horizon / 10
+                records += priced(method, seconds, 3e-7, engine=engine, sweep=sweep, options=steps, size=1e7 * horizon)
+    return records
+
+
+@pytest.fixture
+def price() -> Any:
+    """``priced``."""
+    return priced
+
+
+@pytest.fixture
+def precision_store() -> list[Record]:
+    """``precision_records`` at two horizons."""
+    return precision_records([0.5, 5.0])
+
+
 @pytest.fixture
 def everything() -> list[Record]:
     """A small store that fills every section."""
@@ -178,6 +242,7 @@ def everything() -> list[Record]:
         *closed_form_records("forced_linear", [0.5, 2.0], [10, 100, 1000]),
         *closed_form_records("logistic", [1.0], [10, 100]),
         *cosmixture_records([0.5, 20.0], [10, 50, 100, 500]),
+        *precision_records([0.5, 5.0]),
     ]
 
 

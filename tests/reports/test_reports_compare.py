@@ -48,3 +48,9 @@ def test_markdown_keeps_one_line_a_row(make, compared):
     text = markdown(compared([make(status="crashed", reason="a|b\nc")], [make()]))
     assert len(text.splitlines()) == 3
     assert "a\\|b c" in text
+
+
+def test_a_cell_that_two_sweeps_hold_is_compared_once(make, compared):
+    made = [make("time", metrics={"grad_evals": 1})]
+    made.append(make("time", metrics={"grad_evals": 2}, sweep="peers", started_at="2027"))
+    assert compared(made, made).A.tolist() == ["2"]

@@ -108,3 +108,20 @@ def test_mixed_versions_are_told_problem_by_problem(make, tmp_path, store):
     (note,) = load([store(tmp_path / "s", rows)]).notes
     assert "memory on alpine" in note
     assert "b, c" in note
+
+
+def test_a_sweep_that_is_kept_apart_has_its_own_newest_record_and_its_own_usual_options(make, tmp_path, store):
+    def of(sweep, rtol, **rest):
+        return make("time", "amaml", options={"rtol": rtol}, sweep=sweep, **rest)
+
+    made = [of("time", 1e-5), of("peers", 1e-5, started_at="2027"), of("peers", 1e-3), of("peers", 1e-3, seed=1)]
+    results = load([store(tmp_path / "s", made)])
+    assert results.frame.study.tolist() == ["", "peers", "peers", "peers"]
+    assert results.frame.label.tolist() == ["amaml", "amaml (rtol=1e-05)", "amaml", "amaml"]
+    assert results.notes == []
+
+
+def test_a_compiled_engine_is_labelled_and_a_foreign_one_is_not(make):
+    frame = tabulate([make(engine="compiled"), make("time", "jax-maml", engine="own"), make()])
+    assert frame.label.tolist() == ["maml (compiled)", "jax-maml", "maml"]
+    assert frame.series.tolist() == ["maml", "jax-maml", "maml"]
