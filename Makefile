@@ -2,19 +2,20 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PEERS := $(VENV)/.peers
 DEVICE ?=
 RESULTS ?= results
 REPORT ?= report
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test check bench bench-accuracy bench-memory bench-time report clean
+.PHONY: help setup test check bench bench-accuracy bench-memory bench-peers bench-time bench-work-precision report clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
 
 # The stamp is the last thing that an installation writes: a broken one is made again from the start.
 $(STAMP): pyproject.toml constraints.txt
-	@rm -f $(STAMP)
+	@rm -f $(STAMP) $(PEERS)
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=/path/to/it" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	@echo 'Installing into $(VENV): this takes a minute or two.'
@@ -40,6 +41,18 @@ bench-accuracy: $(STAMP) ## gradient accuracy on closed forms and CosMixture
 
 bench-memory: $(STAMP) ## peak memory against trajectory length
 	$(BIN)/amaml-bench run memory $(if $(DEVICE),--device $(DEVICE)) --out $(RESULTS)/memory
+
+# The outside libraries are two more minutes of installation, which only those who compare have to wait for.
+$(PEERS): $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -c constraints.txt -e '.[dev,peers]'
+	touch $(PEERS)
+
+bench-peers: $(PEERS) ## ours against TorchOpt, higher, JAX and diffrax, and the report
+	$(BIN)/amaml-bench run peers $(if $(DEVICE),--device $(DEVICE)) --out $(RESULTS)/peers
+	$(BIN)/amaml-report build $(RESULTS)/peers --out $(REPORT)
+
+bench-work-precision: $(PEERS) ## gradient error against seconds and bytes, over four horizons and two models
+	$(BIN)/amaml-bench run work_precision $(if $(DEVICE),--device $(DEVICE)) --out $(RESULTS)/work_precision
 
 bench-time: $(STAMP) ## seconds per outer update against trajectory length
 	$(BIN)/amaml-bench run time $(if $(DEVICE),--device $(DEVICE)) --out $(RESULTS)/time
