@@ -12,18 +12,16 @@ import itertools
 import tomllib
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from amaml_core import InputError
-from amaml_core.problem import Engine
-from bench.peers import PEERS
 from bench.problems import make_problem, resolved_options
 from bench.records import Cell
 
 PROBES = ("allocator", "counts", "error", "floor", "memory", "time")
-PEER_ENGINE = "own"  # an outside library has no engine of ours
+ENGINES = ("eager", "compiled")  # "auto" would hide which of them was measured
 SWEEPS = files("bench") / "sweeps"
 
 
@@ -142,8 +140,8 @@ def _expand_grid(grid: Grid, replicate: int, device: str) -> list[Cell]:
     ):
         if probe not in PROBES:
             raise InputError(f"Unknown probe {probe!r}; choose one of {', '.join(PROBES)}.")
-        if engine not in get_args(Engine):
-            raise InputError(f"Unknown engine {engine!r}; choose one of {', '.join(get_args(Engine))}.")
+        if engine not in ENGINES:
+            raise InputError(f"Unknown engine {engine!r}; choose one of {', '.join(ENGINES)}.")
         if dtype not in ("float32", "float64"):
             raise InputError(f"Unknown dtype {dtype!r}; choose float32 or float64.")
         for problem_options in _product(grid.problem_options):
@@ -156,7 +154,7 @@ def _expand_grid(grid: Grid, replicate: int, device: str) -> list[Cell]:
                         problem_options=resolved_options(made),
                         method=method,
                         options=resolved,
-                        engine=PEER_ENGINE if method in PEERS else engine,
+                        engine=made.resolve_engine(method, engine),
                         probe=probe,
                         replicate=replicate,
                         seed=seed,

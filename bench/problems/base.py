@@ -12,7 +12,7 @@ from torch import Tensor
 
 import amaml_core as am
 from amaml_core.problem import Engine
-from bench.peers import Peer, create
+from bench.peers import PEERS, Peer, create
 from bench.records import Cell
 
 
@@ -69,6 +69,10 @@ class BenchProblem(ABC):
             InputError: the method does not apply here, or an option is unknown or out of range.
         """
 
+    def resolve_engine(self, method: str, engine: str) -> str:
+        """The engine that a method runs in here, whichever was asked for; "eager" where there is no other."""
+        return "eager"
+
     @abstractmethod
     def update(self, cell: Cell, sample: int) -> Callable[[], Gradient]:
         """Everything ready for one outer update, which the returned call makes (and may make again)."""
@@ -86,6 +90,10 @@ class MetaBenchProblem(BenchProblem):
         """See ``BenchProblem.resolve_method``."""
         made = create(method, **options)
         return made.options(), made.target
+
+    def resolve_engine(self, method: str, engine: str) -> str:
+        """See ``BenchProblem.resolve_engine``; an outside library has its "own"."""
+        return "own" if method in PEERS else engine
 
     @abstractmethod
     def instance(

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from amaml_core import Status
-from bench.probes import PROBES
+from amaml_core import InputError, Status
+from bench.probes import PROBES, floor
 from bench.probes.allocator import allocations
 from bench.probes.base import Measurement
 from bench.probes.error import cosine, relative_error
@@ -115,6 +115,8 @@ VARIANTS = [
     ("amaml", {"num_states": 5, "backward": "modified_euler"}),
     ("amaml", {"num_states": 5, "backward": "rk4"}),
     ("amaml", {"num_states": "accepted", "backward": "rk4"}),
+    ("amaml", {"num_states": "accepted", "forward": "rk43", "backward": "discrete"}),
+    ("amaml", {"forward": "rk4", "backward": "rk4", "checkpoint": "sqrt"}),
 ]
 
 
@@ -174,6 +176,53 @@ def test_the_graph_of_maml_grows_with_its_steps_and_fixed_states_do_not(make_cel
     assert bytes_at("amaml", 80, num_states=5) == bytes_at("amaml", 40, num_states=5)
 
 
+def test_checkpoints_bound_the_states_that_are_kept_by_a_square_root(make_cell):
+    def states_at(steps, **options):
+        result = measured(make_cell, "memory", "amaml", inner_steps=steps, forward="euler", backward="euler", **options)
+        return result.metrics["peak_live_bytes"], result.metrics["states_stored"]
+
+    (few, kept), (many, kept_at_four_times) = states_at(100, checkpoint="sqrt"), states_at(400, checkpoint="sqrt")
+    assert (kept, kept_at_four_times) == (21, 41)  # √K checkpoints, the end, and √K states of a segment
+    state = 5 * 37 * 4  # tasks, parameters, bytes
+    assert many - few <= 22 * state  # twenty states more, and two that the segment's own work needs
+    all_kept = states_at(400)[0] - states_at(100)[0]
+    assert all_kept == pytest.approx(300 * state, rel=0.2)
+
+
+def test_tracked_states_are_all_that_grows(make_cell):
+    def bytes_at(states):
+        options = {"forward": "rk4", "backward": "rk4", "num_states": states}
+        return measured(make_cell, "memory", "amaml", inner_steps=50, **options).metrics["peak_live_bytes"]
+
+    state = 5 * 37 * 4
+    times = 5 * (8 + 4 + 4 + 4)  # a point's time in float64, as float32, the widths
+    assert bytes_at(100) - bytes_at(50) <= 50 * (state + times)
+
+
+@pytest.mark.parametrize("probe", ["memory", "counts", "floor"])
+def test_probes_that_watch_operators_refuse_compiled_code(make_cell, probe):
+    cell = make_cell("maml", probe).model_copy(update={"engine": "compiled"})
+    with pytest.raises(InputError, match="eager engine only"):
+        PROBES[probe](make_problem("cosmixture", {"shots": 5, "width": 4}), cell)
+
+
+def test_the_floor_counts_products_and_activations_and_nothing_else(make_cell, monkeypatch):
+    monkeypatch.setattr("bench.probes.floor._seconds", lambda operator, *layout: PRICES.get(str(operator), 0.0))
+    reptile = measured(make_cell, "floor", "reptile", inner_steps=3).metrics["floor_seconds"]
+    assert reptile == 2 * 4  # two layers of tanh in each of three steps and in the query loss
+
+
+PRICES = {"aten.tanh.default": 1.0}
+
+
+def test_the_floor_times_operators_on_inputs_of_their_own_layout(monkeypatch):
+    monkeypatch.setattr("bench.probes.floor.engine.compile_function", lambda function, examples: function)
+    transposed = ("tensor", (2, 3, 4), (12, 1, 3))
+    expanded = ("tensor", (2, 4, 5), (0, 5, 1))
+    seconds = floor._seconds(torch.ops.aten.bmm.default, (transposed, expanded), torch.float32, "cpu")
+    assert 0 < seconds < 1e-2
+
+
 def test_time_keeps_its_raw_samples(make_cell):
     result = measured(make_cell, "time", "fomaml")
     assert len(result.samples["outer_update_seconds"]) >= 3
@@ -203,7 +252,8 @@ def test_not_converged_tasks_are_counted():
     assert (result.status, result.metrics) == ("ok", {"not_converged_tasks": 2})
 
 
-def test_every_metric_is_declared(make_cell):
+def test_every_metric_is_declared(make_cell, monkeypatch):
+    monkeypatch.setattr("bench.probes.floor.engine.compile_function", lambda function, examples: function)
     for probe in PROBES:
         assert set(measured(make_cell, probe, "imaml").metrics) <= set(METRICS)
 

@@ -34,6 +34,18 @@ def test_horizon_stands_for_the_missing_one_of_steps_and_rate():
     assert by_steps.cell_id == by_rate.cell_id
 
 
+def test_the_engine_is_that_which_a_cell_really_runs_in():
+    cells = expand(spec(method=["maml", "loop-maml"], engine=["eager", "compiled"]))
+    assert sorted((cell.method, cell.engine) for cell in cells) == [
+        ("loop-maml", "own"),
+        ("maml", "compiled"),
+        ("maml", "eager"),
+    ]
+    options = {"ode": "logistic"}
+    (cell,) = expand(spec(problem="closed_form", problem_options=options, method="adjoint", engine="compiled"))
+    assert cell.engine == "eager"
+
+
 def test_replicates_interleave_the_methods():
     cells = expand(spec(method=["maml", "fomaml"], replicates=2))
     assert [(cell.method, cell.replicate) for cell in cells] == [
@@ -80,6 +92,7 @@ def test_overrides_apply_to_every_grid():
         ({"problem": "cosmix"}, "cosmix"),
         ({"probe": "speed"}, "speed"),
         ({"dtype": "float16"}, "float16"),
+        ({"engine": "auto"}, "engine 'auto'; choose one of eager, compiled"),
         ({"problem_options": {"shot": 3}}, "shot"),
         ({"problem_options": {"shots": 0}}, "shots"),
         ({"problem": "closed_form", "problem_options": {"ode": "lorenz"}, "method": "adjoint"}, "lorenz"),
