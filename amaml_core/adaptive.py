@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from amaml_core.scheme import RK4, NumStates, SolverFailedError, System, Trajectory
+from amaml_core.scheme import RK4, NumStates, Single, SolverFailedError, System, Trajectory
 
+MARGIN = 0.9  # of a limit of stability, for the estimate of what it limits
 MAX_STAGES = 20  # of a Chebyshev step: more would gain little
 
 
@@ -23,9 +24,8 @@ class RK4Step:
     errors in units of the tolerance, the largest h‖∂f/∂u‖ or zero where the step does not tell).
     """
 
-    stages = 4
     order = 3  # of the solution that the step is compared with
-    bears = 0.9 * RK4.stability  # the largest h‖∂f/∂u‖
+    bears = MARGIN * RK4.stability  # the largest h‖∂f/∂u‖
 
     def __call__(
         self, system: System, u: Tensor, slope: Tensor, t: Tensor, h: Tensor, tolerance: Tensor
@@ -42,6 +42,8 @@ class RK4Step:
         change = end - slopes[-1]
         distance = (new - stages[-1]).square().sum(-1).clamp_min(torch.finfo(u.dtype).tiny)
         stiffness = h.squeeze(-1) * (change.square().sum(-1) / distance).sqrt()
+        rounding = 100 * torch.finfo(u.dtype).eps * new.norm(dim=-1)  # at rest nothing is left to tell it from
+        stiffness = torch.where(distance.sqrt() > rounding, stiffness, 0.0)
         return new, end, torch.stack([_error(0.1 * h * change, u, new, tolerance), stiffness.max()])
 
 
@@ -65,6 +67,13 @@ class ChebyshevStep:
         self, system: System, u: Tensor, slope: Tensor, t: Tensor, h: Tensor, tolerance: Tensor
     ) -> tuple[Tensor, ...]:
         """See ``RK4Step``."""
+        new = self.advance(system, u, slope, t, h)
+        end = system.field(t + h, new)
+        error = _error(0.8 * (u - new) + 0.4 * h * (slope + end), u, new, tolerance)
+        return new, end, torch.stack([error, torch.zeros_like(error)])
+
+    def advance(self, system: System, u: Tensor, slope: Tensor, t: Tensor, h: Tensor) -> Tensor:
+        """The state after the step, ``[B, d]``."""
         w0 = 1 + 2 / 13 / self.stages**2
         value, first, second = [1.0, w0], [0.0, 1.0], [0.0, 0.0]  # Chebyshev's polynomials at w0, their derivatives
         for j in range(2, self.stages + 1):
@@ -81,19 +90,14 @@ class ChebyshevStep:
             own = weight * (1 - b[j - 1] * value[j - 1])
             moved = weight * system.field(t + c[j - 1] * h, stage) - own * slope
             before, stage = stage, (1 - mu - nu) * u + mu * stage + nu * before + h * moved
-        end = system.field(t + h, stage)
-        error = _error(0.8 * (u - stage) + 0.4 * h * (slope + end), u, stage, tolerance)
-        return stage, end, torch.stack([error, torch.zeros_like(error)])
-
-
-Step = RK4Step | ChebyshevStep
+        return stage
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """An adaptive scheme's step as a function of the state alone, see ``OneStep``."""
+    """A Chebyshev step as a function of the state alone, see ``OneStep``."""
 
-    step: Step
+    step: ChebyshevStep
 
     @property
     def evaluations(self) -> int:
@@ -102,7 +106,7 @@ class Accepted:
 
     def __call__(self, system: System, u: Tensor, t: Tensor, h: Tensor) -> tuple[Tensor]:
         """See ``OneStep``."""
-        return (self.step(system, u, system.field(t, u), t, h, u.new_ones(2))[0],)
+        return (self.step.advance(system, u, system.field(t, u), t, h),)
 
 
 def adaptive(
@@ -129,8 +133,9 @@ def adaptive(
         while s < 1.0:
             if steps + rejected >= max_steps:
                 raise SolverFailedError(f"{solver} took more than {max_steps} steps")
-            if solver == "rkc2" and (steps < 5 or steps % 4 == 0):
-                probe.look(system, u, slope, s * scale, scale)
+            if solver == "rkc2" and steps % 4 == 0:
+                for _ in range(1 if steps else 4):  # the first steps must know what the trajectory itself never visits
+                    probe.look(system, u, slope, s * scale, scale)
             if probe.stiffness > 0:
                 ds = min(ds, most / probe.stiffness)
             if not ds > 1e-10:
@@ -145,7 +150,7 @@ def adaptive(
                 rejected += 1
                 ds *= max(0.2, 0.9 * error**-power) if error < math.inf else 0.2
                 continue
-            if seen > 1.25 * most:  # stiffer than was known: the way back would blow up on this step
+            if seen > most / MARGIN:  # stiffer than was known: the way back would blow up on this step
                 rejected += 1
                 probe.stiffness = seen / ds
                 continue
@@ -160,9 +165,10 @@ def adaptive(
             elif keep:
                 times.append(reached)
                 states.append(new)
-                taken.append(Accepted(step))
+                taken.append(Accepted(step) if isinstance(step, ChebyshevStep) else Single(RK4))
             s, u, slope = reached, new, end
-            probe.stiffness = max(0.95 * probe.stiffness, seen / ds)  # the curvature changes slowly along the way
+            if solver == "rk43":
+                probe.stiffness = max(0.95 * probe.stiffness, seen / ds)  # the curvature changes slowly along the way
             error = max(error, 1e-4)
             ds *= min(5.0, 0.9 * error ** (-0.7 * power) * before ** (0.4 * power))
             before = error
@@ -197,7 +203,10 @@ class Stiffness:
     def _learn(self, change: Tensor, moved: Tensor, scale: Tensor) -> None:
         size = _norm(change).clamp_min(torch.finfo(change.dtype).tiny)
         found = float((1.1 * scale * size / _norm(moved).clamp_min(torch.finfo(change.dtype).tiny)).max())
-        self.stiffness, self.direction = found if math.isfinite(found) else 0.0, change / size
+        self.stiffness = found if math.isfinite(found) else 0.0
+        ripple = torch.cos(torch.arange(change.shape[-1], dtype=change.dtype, device=change.device))
+        mixed = change / size + 0.1 * ripple / _norm(ripple)  # else a direction that is at rest would never be met
+        self.direction = mixed / _norm(mixed)
 
 
 def _first_step(

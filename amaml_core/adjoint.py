@@ -39,12 +39,14 @@ class AdjointSolution:
         stiffness: ``[B]``, the largest h‖(∂f/∂u)ᵀλ‖/‖λ‖ met: beyond the scheme's stability limit, λ is not damped
             as the ODE damps it but amplified. None for a back-solve.
         start: û(0) as the back-solve found it, ``[B, d]``; None where the states were tracked.
+        growth: ``[B]``, the largest factor by which one differentiated step lengthened λ; None for other ways back.
     """
 
     adjoint: Float[Tensor, "tasks params"]
     integral: Float[Tensor, "tasks params"] | None = None
     stiffness: Float[Tensor, " tasks"] | None = None
     start: Float[Tensor, "tasks params"] | None = None
+    growth: Float[Tensor, " tasks"] | None = None
 
 
 def tracked(
@@ -137,21 +139,23 @@ class Retreat:
 def discrete(system: System, trajectory: Trajectory, terminal: Float[Tensor, "tasks params"]) -> AdjointSolution:
     """Differentiate the forward solver's own steps: the exact gradient of what it computed, however it stepped.
 
-    It is as stable as the way out, for it is the transpose of the same linear map, step by step.
+    It is stable wherever the steps are: also in directions that the trajectory itself has long left.
 
     Args:
         system: f, differentiable.
         trajectory: with the steps that were ``taken``.
         terminal: λ(T), ``[B, d]``.
     """
-    adjoint = terminal
+    adjoint, growth = terminal, terminal.new_ones(len(terminal))
     times = trajectory.times.to(terminal.dtype).unsqueeze(-1)
     steps = trajectory.times.diff(dim=0).to(terminal.dtype).unsqueeze(-1)
     for start, last in reversed(trajectory.segments()):
         states = trajectory.replay(system, start, last)
         for j in reversed(range(start, last)):
+            before = _norm(adjoint)
             adjoint = system.transposed(trajectory.taken[j], states[j - start], times[j], steps[j], adjoint)
-    return AdjointSolution(adjoint)
+            growth = torch.maximum(growth, _norm(adjoint) / before.clamp_min(torch.finfo(before.dtype).tiny))
+    return AdjointSolution(adjoint, growth=growth)
 
 
 def backsolve(

@@ -29,10 +29,12 @@ def compile_function(function: Callable[..., Sequence[Tensor]], examples: Sequen
     """A pure function of tensors, compiled for the shapes, dtypes and device of the examples; its results in a tuple.
 
     Raises:
-        InputError: there is no C++ compiler.
+        InputError: there is no C++ compiler, or it cannot be traced or compiled.
     """
     with _compiling():
-        return _build(_trace(function, examples), examples)
+        graph, constants = _trace(function, examples)
+        built = _build(graph, [*examples, *constants])
+    return lambda *arguments: built(*arguments, *constants)
 
 
 def compile_pullback(
@@ -40,7 +42,8 @@ def compile_pullback(
 ) -> Callable[..., tuple[Tensor, Callable[[Tensor], Tensor]]]:
     """A pure function u, … -> value of u's shape, compiled into its value and its product with ∂value/∂uᵀ.
 
-    What the product needs of the first half (its residuals) is kept between the two, as autograd keeps its graph.
+    What the product needs of the first half (its residuals) is kept between the two, as autograd keeps its graph; the
+    arguments must not be changed in between.
     """
 
     def joint(direction: Tensor, u: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,12 +53,15 @@ def compile_pullback(
         return value.detach(), vector_jacobian(value, u, direction, keep=False)
 
     with _compiling():
-        first, second, needed = _halves(_trace(joint, [torch.empty_like(examples[0]), *examples]))
-        forward = _build(first, examples)
-        _, *residuals = forward(*examples)
-        backward = _build(second, [torch.empty_like(examples[0]), *residuals, *(examples[i] for i in needed)])
+        graph, constants = _trace(joint, [torch.empty_like(examples[0]), *examples])
+        first, second, needed = _halves(graph)
+        given = [*examples, *constants]
+        forward = _build(first, given)
+        _, *residuals = forward(*given)
+        backward = _build(second, [torch.empty_like(examples[0]), *residuals, *(given[i] for i in needed)])
 
     def call(*arguments: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        arguments = (*arguments, *constants)
         with torch.no_grad():
             value, *residuals = forward(*arguments)
 
@@ -82,11 +88,22 @@ def _compiling() -> Iterator[None]:
     began = time.perf_counter()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        yield
+        try:
+            yield
+        except (InputError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            told = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            if "InvalidCxxCompiler" in f"{error!r} {error}":
+                told = "there is no C++ compiler: install g++ or clang"
+            raise InputError(f'engine="compiled" fails here ({told}); use engine="eager".') from error
     seconds += time.perf_counter() - began
 
 
-def _trace(function: Callable[..., Sequence[Tensor]], examples: Sequence[Tensor]) -> fx.GraphModule:
+def _trace(
+    function: Callable[..., Sequence[Tensor]], examples: Sequence[Tensor]
+) -> tuple[fx.GraphModule, list[Tensor]]:
+    """The graph of a function, and the tensors that it closes over, which become further arguments."""
     from torch.fx.experimental.proxy_tensor import make_fx  # half a second that eager programs need not wait for
 
     trace = make_fx(
@@ -95,20 +112,26 @@ def _trace(function: Callable[..., Sequence[Tensor]], examples: Sequence[Tensor]
         tracing_mode="fake",
         _allow_non_fake_inputs=True,  # what a loss closes over, such as the weights of its classes
     )
-    return trace(*examples)
+    graph = trace(*(example.clone() for example in examples))  # one tensor in two places would be taken for one input
+    constants = []
+    *_, last = (node for node in graph.graph.nodes if node.op == "placeholder")
+    fake = last.meta["val"].fake_mode
+    for node in [node for node in graph.graph.nodes if node.op == "get_attr"]:
+        constants.append(getattr(graph, str(node.target)))
+        with graph.graph.inserting_after(last):
+            last = graph.graph.placeholder(f"closed_over_{len(constants)}")
+        last.meta["val"] = fake.from_tensor(constants[-1])
+        node.replace_all_uses_with(last)
+        graph.graph.erase_node(node)
+    graph.recompile()
+    return graph, constants
 
 
 def _build(graph: fx.GraphModule, examples: Sequence[Tensor]) -> Compiled:
     import torch._inductor as inductor
-    from torch._inductor.exc import InvalidCxxCompiler
 
     options: dict[str, Any] = CPU_OPTIONS if examples[0].device.type == "cpu" else {}
-    try:
-        return inductor.compile(graph, list(examples), options=options)  # pyright: ignore[reportReturnType]
-    except InvalidCxxCompiler:
-        raise InputError(
-            'engine="compiled" needs a C++ compiler and found none; install g++ or clang, or use engine="eager".'
-        ) from None
+    return inductor.compile(graph, list(examples), options=options)  # pyright: ignore[reportReturnType]
 
 
 def _halves(graph: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule, list[int]]:
@@ -122,10 +145,10 @@ def _halves(graph: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule, list
     direction, *arguments = [node for node in nodes if node.op == "placeholder"]
     (results,) = nodes[-1].args
     value, product = results
-    late = {direction}
+    late = {direction: None}  # a dict, for its order: the same graph in every process finds the cache on disk
     for node in nodes:
-        if node.op == "call_function" and late.intersection(node.all_input_nodes):
-            late.add(node)
+        if node.op == "call_function" and any(source in late for source in node.all_input_nodes):
+            late[node] = None
     residuals: dict[fx.Node, None] = {}
     needed: dict[fx.Node, None] = {}
 
@@ -133,7 +156,7 @@ def _halves(graph: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule, list
         """Find out what it takes to have this early node in the second half."""
         if node in arguments:
             needed[node] = None
-        elif node.op == "get_attr" or (node.op == "call_function" and _is_view(node)):
+        elif node.op == "call_function" and _is_view(node):
             again.add(node)
             for source in node.all_input_nodes:
                 fetch(source)
@@ -150,7 +173,7 @@ def _halves(graph: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule, list
         made = fx.Graph()
         known = {node: made.placeholder(node.name) for node in inputs}
         for node in nodes:
-            if node not in known and node.op in ("call_function", "get_attr") and wanted(node):
+            if node not in known and node.op == "call_function" and wanted(node):
                 known[node] = made.node_copy(node, known.__getitem__)
         made.output(tuple(known[node] for node in outputs))
         made.eliminate_dead_code()

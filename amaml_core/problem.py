@@ -45,7 +45,8 @@ class MetaProblem:
         shared: what happens to the parameters that ``adapt`` leaves out; ``"frozen"``: nothing.
         engine: ``"eager"``; ``"compiled"``: whole solver steps are compiled, once for each shape of the tasks; or
             ``"auto"``: compiled if at least ``PAYBACK`` outer updates are planned, the model has no convolutions and
-            at most ``SMALL`` parameters are adapted, else eager.
+            at most ``SMALL`` parameters are adapted, else eager. What is compiled holds Python values that model and
+            loss use as they were at the first call; tensors may change. ``chunk_size`` should divide the tasks.
         planned_updates: outer updates that will be made with this problem, as far as known; only ``"auto"`` asks.
         chunk_size: at most so many tasks are worked on at once, which bounds the memory; ``None``: all of them.
 
@@ -273,6 +274,8 @@ class InnerProblem:
     def __init__(self, problem: MetaProblem, theta: Tensor, tasks: TaskBatch, prox: float) -> None:
         self.problem, self.theta, self.tasks, self.prox = problem, theta, tasks, prox
         self.stats: Counter[str] = Counter(grad_evals=0, hvp_evals=0)
+        modes = tuple(module.training for module in problem.model.modules())
+        self._context = (problem.inner_loss, problem.outer_loss, modes)  # on which a trace depends besides its tensors
         self._inputs = [theta, *(getattr(tasks, name).contiguous() for name in DATA), *problem._frozen().values()]
 
     def per_call(self, cost: int = 1) -> int | None:
@@ -300,9 +303,9 @@ class InnerProblem:
         return value.detach(), lambda v: compiler.vector_jacobian(value, u, v, keep=not once)
 
     def _compiled(self, compile_: Callable[..., Any], step: Step, tensors: Sequence[Tensor]) -> Any:
-        arguments = [*(tensor.contiguous() for tensor in tensors), *self._inputs]
+        arguments = [tensor.contiguous() for tensor in (*tensors, *self._inputs)]
         shapes = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in arguments)
-        key = (compile_, step, self.prox, self.problem.model.training, shapes)
+        key = (compile_, step, self.prox, self._context, shapes)
         if key not in self.problem._compiled:
             counted: Counter[str] = Counter()
             with torch.no_grad():

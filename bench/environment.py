@@ -8,7 +8,6 @@ import re
 import subprocess
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ import psutil
 import torch
 
 from amaml_core import InputError
+from bench.versions import PEER_PACKAGES, installed
 
-PACKAGES = ("amaml-bench", "torch", "torchdiffeq", "numpy", "scipy", "jaxtyping", "pydantic")
-PACKAGES += ("jax", "jaxlib", "diffrax", "higher", "torchopt")  # of the peers, where they are installed
+PACKAGES = ("amaml-bench", "torch", "torchdiffeq", "numpy", "scipy", "jaxtyping", "pydantic", *PEER_PACKAGES)
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 CGROUP = Path("/sys/fs/cgroup")
 CGROUP_FILES = (
@@ -146,7 +145,7 @@ def describe(device: str, threads: int) -> dict[str, Any]:
             cpu_capability=torch.backends.cpu.get_cpu_capability(),
             gpu=gpu,
             driver=_driver() if device == "cuda" else "",
-            packages={name: found for name in PACKAGES if (found := _version(name))},
+            packages={name: found for name in PACKAGES if (found := installed(name))},
             git_revision=_git_revision(),
         )
     )
@@ -165,13 +164,6 @@ def moment(device: str) -> dict[str, Any]:
             gpu_throttling=gpu_throttling,
         )
     )
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
 
 
 def _cpu_model() -> str:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
 from bench.records import Cell
+
+PEER_PACKAGES = ("jax", "jaxlib", "diffrax", "higher", "torchopt")
 
 
 @cache
@@ -32,6 +35,18 @@ def benchmark_version(cell: Cell) -> str:
     problem = PROBLEMS[cell.problem].__module__.replace(".", "/")
     peers = ("bench/peers",) if cell.method in PEERS else ()
     probes = ("bench/probes/base.py", f"bench/probes/{cell.probe}.py")
-    return source_hash(
+    sources = source_hash(
         "amaml_core", "bench/problems/base.py", f"{problem}.py", "bench/oracles.py", *probes, "bench/worker.py", *peers
     )
+    if not peers:
+        return sources
+    told = [f"{name} {installed(name)}" for name in PEER_PACKAGES]  # theirs is the code that is measured
+    return hashlib.sha256(" ".join([sources, *told]).encode()).hexdigest()[:12]
+
+
+def installed(package: str) -> str:
+    """The version of an installed package, or empty."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from amaml_core.adaptive import MARGIN
 from amaml_core.adjoint import BACKWARD, AdjointSolution, backsolve, check_backward, discrete, tracked
 from amaml_core.errors import InputError, positive_number
 from amaml_core.flow import GradientFlow
@@ -17,6 +18,8 @@ from amaml_core.ode import check_solver, solve
 from amaml_core.problem import InnerProblem
 from amaml_core.scheme import FIXED_GRIDS, NumStates, SolverFailedError, Trajectory
 from amaml_core.stopping import Stopping
+
+MAX_GROWTH = 5.0  # of λ in one step: negative curvature lengthens it too, but not in steps that resolve the flow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +91,12 @@ class AMAML(MetaGradientMethod):
         return math.isqrt(self._states) if self.checkpoint and isinstance(self._states, int) else 1
 
     @property
+    def _max_stiffness(self) -> float:
+        if self._states != "accepted" or self.backward not in BACKWARD:  # the way back takes other steps
+            return math.inf
+        return MARGIN * BACKWARD[self.backward].stability
+
+    @property
     def inner_prox(self) -> float:
         """μ."""
         return self.prox
@@ -103,7 +112,7 @@ class AMAML(MetaGradientMethod):
             atol=self.atol,
             keep=keep or self.stopping is not None,
             every=self._every,
-            max_stiffness=0.9 * BACKWARD[self.backward].stability if self.backward in BACKWARD else math.inf,
+            max_stiffness=self._max_stiffness,
         )
         inner.stats.update(forward_steps=path.steps, rejected_steps=path.rejected)
         if self.stopping is not None:
@@ -161,7 +170,11 @@ class AMAML(MetaGradientMethod):
             remedy = "The back-solve missed the start of the trajectory; track the states (any other backward=)."
         elif self.target == "flow" and solution.stiffness is not None:
             bad = ~(solution.stiffness <= BACKWARD[self.backward].stability)
-            remedy = f"The backward {self.backward} steps are unstable for this curvature; raise num_states."
+            more = 'lower rtol, or use forward="rk43"' if self._states == "accepted" else "raise num_states"
+            remedy = f"The backward {self.backward} steps are unstable for this curvature; {more}."
+        elif self.target == "flow" and solution.growth is not None:
+            bad = ~(solution.growth <= MAX_GROWTH)
+            remedy = "A step is unstable for this curvature and amplifies the adjoint; lower rtol, or raise num_states."
         else:
             return [OK] * len(start)
         return [Status("diverged", remedy) if wrong else OK for wrong in bad.tolist()]

@@ -208,7 +208,8 @@ class MetaGradientMethod(ABC):
             done = run(inner, horizon)
         except SolverFailedError as error:
             if len(tasks) > 1:  # one failing task must not take its neighbours along
-                return [o for one in tasks.chunks(1) for o in self._attempt(problem, theta, one, run, stats)]
+                alone = problem.with_engine("eager")  # nothing is compiled for it
+                return [o for one in tasks.chunks(1) for o in self._attempt(alone, theta, one, run, stats)]
             nan = torch.full_like(inner.start(), math.nan)
             told = Status("diverged", f"The solver gave up ({error}); shorten the horizon or check the loss.")
             done = Outcome(nan, horizon, nan[:, 0], nan, nan[:, 0], [told])

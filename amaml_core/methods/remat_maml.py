@@ -39,7 +39,7 @@ class RematMAML(MetaGradientMethod):
 
     def _differentiate(self, inner: InnerProblem, horizon: Tensor) -> Outcome:
         length = max(1, math.isqrt(self.inner_steps)) if self.segment == "sqrt" else self.segment
-        lengths = list(pieces(self.inner_steps, length))
+        lengths = [min(length, self.inner_steps - start) for start in range(0, self.inner_steps, length)]
         h = (horizon / self.inner_steps).unsqueeze(-1)
         u = inner.start()
         saved = u.new_empty((len(lengths), *u.shape))

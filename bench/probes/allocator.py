@@ -1,6 +1,6 @@
 """Peak memory of one outer update as the allocator itself tells it, any engine.
 
-No dispatch mode may ever be entered in this process: one would push compiled code back to eager.
+No dispatch mode may be active while it is read: one would push compiled code back to eager.
 """
 
 from __future__ import annotations

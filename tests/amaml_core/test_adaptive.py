@@ -108,6 +108,23 @@ def test_the_chebyshev_scheme_needs_far_fewer_steps_on_a_stiff_system():
     assert steps["rkc2"] < steps["rk43"] / 3
 
 
+def test_a_fast_mode_at_rest_does_not_blow_up_the_differentiated_chebyshev_steps():
+    fast = torch.tensor([1.0, 1000.0], dtype=torch.float64)
+    options = {"forward": "rkc2", "backward": "discrete", "rtol": 1e-3, "atol": 1e-6}
+    start = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    _, found = am.adjoint_gradient(lambda t, u: -fast * u, start, 1.0, torch.ones_like, "accepted", **options)
+    assert float(found[1].abs()) < 1e-2
+    assert float(found[0]) == pytest.approx(math.exp(-1), rel=1e-3)
+
+
+def test_rounding_at_a_converged_point_is_not_taken_for_stiffness():
+    modes = torch.linspace(0.01, 10, 50)[None]
+    start, horizon = torch.ones(1, 50), torch.full((1,), 200.0)
+    options = {"solver": "rk43", "num_states": "accepted", "rtol": 1e-3, "atol": 1e-6, "max_stiffness": 1.8}
+    path = am.solve(lambda t, u: -modes * (u - 3.0), start, horizon, **options)
+    assert path.steps + path.rejected < 3 * 200 * 10 / 1.8
+
+
 @pytest.mark.parametrize("solver", ["rk43", "rkc2"])
 def test_an_adaptive_solve_at_rest_takes_one_step(solver):
     path = am.solve(

@@ -1,7 +1,10 @@
 """Compiled and eager are the same numbers to rounding; what is chosen is written down; what fails says so."""
 
 import copy
+import os
 import shutil
+import subprocess
+import sys
 
 import oracles
 import pytest
@@ -23,7 +26,7 @@ METHODS = {
     "imaml": ("imaml", {"lam": 3.0}),
     "amaml-euler": ("amaml", {"forward": "euler", "backward": "euler"}),
     "amaml-checkpoint": ("amaml", {"forward": "euler", "backward": "euler", "checkpoint": "sqrt"}),
-    "amaml-rk43": ("amaml", {"forward": "rk43", "backward": "rk4", "num_states": "accepted"}),
+    "amaml-rk43": ("amaml", {"forward": "rk43", "backward": "rk4", "num_states": "accepted", "prox": 0.5}),
     "amaml-rk43-discrete": ("amaml", {"forward": "rk43", "backward": "discrete", "num_states": "accepted"}),
     "amaml-dopri5": ("amaml", {"num_states": 2}),
 }
@@ -55,9 +58,8 @@ def test_compiled_equals_eager(compiled, name):
     assert torch.allclose(found.task_grads, eager.task_grads, rtol=1e-9, atol=1e-12)
     assert torch.allclose(found.adapted, eager.adapted, rtol=1e-10, atol=1e-12)
     assert found.status == eager.status
-    # a compiled call makes the linearisation at its right end again, which the eager engine shares
-    shared = {key: value for key, value in eager.stats.items() if key != "linearizations"}
-    assert {key: found.stats[key] for key in shared} == shared
+    for key, value in eager.stats.items():  # the last of several calls hands on a product that nobody takes
+        assert value <= found.stats[key] <= value + (key == "hvp_evals"), key
 
 
 @needs_compiler
@@ -127,17 +129,72 @@ def test_an_unknown_engine_is_refused():
         problem.with_engine("fast")
 
 
-def test_no_compiler_is_told_in_a_sentence(monkeypatch):
-    from torch._inductor.exc import InvalidCxxCompiler
-
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [("InvalidCxxCompiler: no g++", "install g\\+\\+ or clang"), ("CppCompileError: no Python.h\nlong", "no Python.h")],
+)
+def test_a_compilation_that_fails_is_told_in_a_sentence(monkeypatch, failure, told):
     def fail(*arguments, **options):
-        raise InvalidCxxCompiler
+        raise RuntimeError(failure)  # inductor wraps what happened in an error of its own
 
     monkeypatch.setattr("torch._inductor.compile", fail)
     problem = am.MetaProblem(nn.Linear(1, 1), mse_loss, engine="compiled")
     x = torch.ones(1, 2, 1)
-    with pytest.raises(am.InputError, match=r"needs a C\+\+ compiler and found none"):
+    with pytest.raises(am.InputError, match=f'{told}.*; use engine="eager"'):
         problem.bind(torch.ones(2), am.TaskBatch(x, x, x, x)).gradient(torch.ones(1, 2))
+
+
+@needs_compiler
+def test_a_missing_compiler_is_recognised(tmp_path):
+    code = (
+        "import torch, amaml_core as am\nx = torch.ones(1, 2, 1)\n"
+        "p = am.MetaProblem(torch.nn.Linear(1, 1), torch.nn.functional.mse_loss, engine='compiled')\n"
+        "p.bind(torch.ones(2), am.TaskBatch(x, x, x, x)).gradient(torch.ones(1, 2))\n"
+    )
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "CXX": "/nonexistent/g++"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert 'InputError: engine="compiled" fails here (there is no C++ compiler: install g++ or clang)' in done.stderr
+
+
+@needs_compiler
+def test_one_tensor_in_two_places_is_not_taken_for_one_input(compiled):
+    case, _ = compiled
+    problem = case.problem.with_engine("compiled")
+    tasks, u = case.tasks, case.theta.expand(3, -1).clone()
+    x, y, other = tasks.support_x, tasks.support_y, tasks.query_x
+    problem.bind(case.theta, am.TaskBatch(x, y, x, y)).gradient(u)
+    found = problem.bind(case.theta, am.TaskBatch(x, y, other, tasks.query_y)).gradient(u)
+    assert torch.allclose(found, case.problem.bind(case.theta, tasks).gradient(u), rtol=1e-10)
+
+
+@needs_compiler
+def test_strides_and_closed_over_tensors_and_losses_may_change(compiled):
+    case, _ = compiled
+    weight = torch.ones((), dtype=torch.float64)
+    problem = am.MetaProblem(case.model, lambda p, y: weight * mse_loss(p, y), engine="compiled")
+    u = case.theta.expand(3, -1).clone()
+    strided = torch.stack([case.theta, -case.theta], dim=1)[:, 0]
+    expected = case.problem.bind(case.theta, case.tasks, prox=2.0).gradient(u + 1)
+    for theta in (case.theta, strided):
+        assert torch.allclose(problem.bind(theta, case.tasks, prox=2.0).gradient(u + 1), expected, rtol=1e-10)
+    weight.mul_(3.0)
+    plain = case.problem.bind(case.theta, case.tasks).gradient(u)
+    assert torch.allclose(problem.bind(case.theta, case.tasks).gradient(u), 3 * plain, rtol=1e-10)
+    problem.inner_loss = lambda p, y: 5 * mse_loss(p, y)
+    assert torch.allclose(problem.bind(case.theta, case.tasks).gradient(u), 5 * plain, rtol=1e-10)
+
+
+@needs_compiler
+def test_convolutions_compile_with_their_products():
+    problem, theta, tasks = conv_case()
+    model = nn.Sequential(problem.model[0], nn.BatchNorm2d(3, track_running_stats=False), nn.GELU(), *problem.model[2:])
+    problem = am.MetaProblem(model.double(), cross_entropy)
+    theta, tasks = problem.initial_parameters(), tasks[:2]
+    points = [p.bind(theta, tasks).linearize(theta.expand(2, -1)) for p in (problem, problem.with_engine("compiled"))]
+    v = torch.linspace(-1, 1, 2 * problem.dim, dtype=torch.float64).reshape(2, -1)
+    assert torch.allclose(points[0].gradient, points[1].gradient, rtol=1e-9, atol=1e-12)
+    for direction in (v, v.flip(1)):
+        assert torch.allclose(points[0].hvp(direction), points[1].hvp(direction), rtol=1e-8, atol=1e-11)
 
 
 def conv_case():
