@@ -112,7 +112,7 @@ def _trace(
         tracing_mode="fake",
         _allow_non_fake_inputs=True,  # what a loss closes over, such as the weights of its classes
     )
-    graph = trace(*(example.clone() for example in examples))  # one tensor in two places would be taken for one input
+    graph = trace(*(example.detach() for example in examples))  # one tensor in two places would be taken for one input
     constants = []
     *_, last = (node for node in graph.graph.nodes if node.op == "placeholder")
     fake = last.meta["val"].fake_mode

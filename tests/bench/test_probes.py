@@ -1,3 +1,4 @@
+import shutil
 from itertools import accumulate
 
 import pytest
@@ -214,12 +215,12 @@ def test_the_floor_counts_products_and_activations_and_nothing_else(make_cell, m
 PRICES = {"aten.tanh.default": 1.0}
 
 
-def test_the_floor_times_operators_on_inputs_of_their_own_layout(monkeypatch):
-    monkeypatch.setattr("bench.probes.floor.engine.compile_function", lambda function, examples: function)
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="compiling needs a C++ compiler")
+def test_the_floor_times_operators_on_inputs_of_their_own_layout():
     transposed = ("tensor", (2, 3, 4), (12, 1, 3))
     expanded = ("tensor", (2, 4, 5), (0, 5, 1))
     seconds = floor._seconds(torch.ops.aten.bmm.default, (transposed, expanded), torch.float32, "cpu")
-    assert 0 < seconds < 1e-2
+    assert 0 <= seconds < 1e-2
 
 
 def test_time_keeps_its_raw_samples(make_cell):
