@@ -108,8 +108,9 @@ def _one_a_cell(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
         )
     for probe in sorted({record.cell.probe for record in kept}):
         rows = [record for record in kept if record.cell.probe == probe]
-        for problem in sorted({record.cell.problem for record in rows}):  # a version covers a problem's source too
-            versions = sorted({record.benchmark_version for record in rows if record.cell.problem == problem})
+        # a version covers a problem's source too, and a peer's own
+        for problem, own in sorted({_sources(record) for record in rows}):
+            versions = sorted({record.benchmark_version for record in rows if _sources(record) == (problem, own)})
             if len(versions) > 1:
                 notes.append(
                     f"The records of probe {probe} on {problem} come from different benchmark versions: "
@@ -231,3 +232,7 @@ def _by_name(
 def plain(value: Any) -> str:
     """The value of an option for people."""
     return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
+
+
+def _sources(record: Record) -> tuple[str, bool]:
+    return record.cell.problem, record.cell.engine == "own"
