@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from amaml_core.engine import vector_jacobian
+from amaml_core.errors import InputError
 
 Field = Callable[[Tensor, Tensor], Tensor]
 """f(t [B, 1], u [B, d]) -> du/dt [B, d]."""
@@ -73,7 +74,7 @@ class System:
 
 
 def _no_products(t: Tensor, u: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    raise NotImplementedError("this system was built without linearize")
+    raise InputError("This system has no products with (∂f/∂u)ᵀ; build it with System(field, linearize).")
 
 
 class SolverFailedError(RuntimeError):

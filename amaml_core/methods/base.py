@@ -102,8 +102,8 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MetaGradientMethod(ABC):
-    """A meta-gradient method: a frozen value that holds options only.
+class Estimator(ABC):
+    """Whatever estimates a meta-gradient, ours or another library's: a frozen value that holds options only.
 
     Attributes:
         inner_steps: K, the number of gradient steps (or what stands for them).
@@ -122,7 +122,16 @@ class MetaGradientMethod(ABC):
     @property
     @abstractmethod
     def target(self) -> Target:
-        """What this method with these options estimates."""
+        """What it estimates with these options."""
+
+    def options(self) -> dict[str, Any]:
+        """All options, defaults written out: made with them it is the same again."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaGradientMethod(Estimator):
+    """A meta-gradient method: an ``Estimator`` that adapts too, and that tells what its gradient rests on."""
 
     @abstractmethod
     def _differentiate(self, inner: InnerProblem, horizon: Float[Tensor, " tasks"]) -> Outcome:
@@ -141,10 +150,6 @@ class MetaGradientMethod(ABC):
     def horizon(self) -> float:
         """T = K·α."""
         return self.inner_steps * self.inner_lr
-
-    def options(self) -> dict[str, Any]:
-        """All options, defaults written out: ``create_method(name, **options)`` makes the same method again."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def initial_meta_parameters(self, problem: MetaProblem, seed: int | None = 0) -> dict[str, Tensor]:
         """The meta-parameters to start from; ``{"theta": [d]}`` unless a method learns more."""

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 import amaml_core as am
-from amaml_core.errors import positive_integer, positive_number
+from amaml_core.methods.base import Estimator
 
 OK = am.Status("ok")
 DIVERGED = am.Status("diverged", "The numbers left the finite range; lower inner_lr.")
@@ -48,35 +48,12 @@ class PeerGradient:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Peer(ABC):
-    """A meta-gradient as a user of an outside library would write it: a frozen value that holds options only.
-
-    Attributes:
-        inner_steps: K, the number of gradient steps (or what stands for them).
-        inner_lr: α; the horizon of the inner training is T = K·α.
-    """
-
-    inner_steps: int
-    inner_lr: float
-
-    name: ClassVar[str]
-
-    def __post_init__(self) -> None:
-        positive_integer("inner_steps", self.inner_steps)
-        positive_number("inner_lr", self.inner_lr)
-
-    @property
-    @abstractmethod
-    def target(self) -> am.Target:
-        """What this peer with these options estimates."""
+class Peer(Estimator):
+    """A meta-gradient as a user of an outside library would write it."""
 
     @abstractmethod
     def _prepare(self, problem: am.MetaProblem, theta: Tensor, tasks: am.TaskBatch) -> Callable[[], PeerGradient]:
         """See ``prepare``."""
-
-    def options(self) -> dict[str, Any]:
-        """All options, defaults written out."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def prepare(
         self, problem: am.MetaProblem, theta: Float[Tensor, " params"], tasks: am.TaskBatch
@@ -118,3 +95,23 @@ def model_at(problem: am.MetaProblem, theta: Float[Tensor, " params"]) -> nn.Mod
 def flat(tensors: Any) -> Float[Tensor, " params"]:
     """Tensors of any shapes as one vector, ``[d]``."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def task_by_task(
+    one_task: Callable[[am.TaskBatch], tuple[Tensor, Tensor]], tasks: am.TaskBatch, **calls: int
+) -> Callable[[], PeerGradient]:
+    """An outer update that loops over the tasks.
+
+    Args:
+        one_task: a batch of one task -> its query loss and its gradient ``[d]``.
+        tasks: taken apart here once, for that is no work of the peer's.
+        calls: counters of one task.
+    """
+    each = list(tasks.chunks(1))
+
+    def update() -> PeerGradient:
+        losses, grads = zip(*map(one_task, each), strict=True)
+        stats = {name: count * len(each) for name, count in calls.items()}
+        return PeerGradient.of(torch.stack(grads), torch.stack(losses), **stats)
+
+    return update

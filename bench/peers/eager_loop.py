@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch.func import functional_call
 
 import amaml_core as am
 from amaml_core.errors import positive_integer, positive_number
-from bench.peers.base import Peer, PeerGradient, flat, model_at
+from bench.peers.base import Peer, PeerGradient, flat, model_at, task_by_task
 
 Parameters = Sequence[Tensor]
 
@@ -30,14 +31,7 @@ class Loop(Peer):
         return {"grad_evals": self.inner_steps, "hvp_evals": 0}
 
     def _prepare(self, problem: am.MetaProblem, theta: Tensor, tasks: am.TaskBatch) -> Callable[[], PeerGradient]:
-        bench = Bench(problem, theta)
-
-        def update() -> PeerGradient:
-            losses, grads = zip(*(self._one_task(bench, task) for task in tasks.chunks(1)), strict=True)
-            stats = {name: count * len(tasks) for name, count in self._calls().items()}
-            return PeerGradient.of(torch.stack(grads), torch.stack(losses).detach(), **stats)
-
-        return update
+        return task_by_task(partial(self._one_task, Bench(problem, theta)), tasks, **self._calls())
 
 
 class Bench:

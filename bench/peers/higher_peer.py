@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import amaml_core as am
-from bench.peers.base import Peer, PeerGradient, flat, imported, model_at
+from bench.peers.base import Peer, PeerGradient, flat, imported, model_at, task_by_task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +37,4 @@ class HigherMAML(Peer):
                 loss = problem.outer_loss(patched(task.query_x[0]), task.query_y[0])
                 return loss.detach(), flat(torch.autograd.grad(loss, start))
 
-        def update() -> PeerGradient:
-            losses, grads = zip(*map(one_task, tasks.chunks(1)), strict=True)
-            calls = len(tasks) * self.inner_steps
-            return PeerGradient.of(torch.stack(grads), torch.stack(losses), grad_evals=calls, hvp_evals=calls)
-
-        return update
+        return task_by_task(one_task, tasks, grad_evals=self.inner_steps, hvp_evals=self.inner_steps)
