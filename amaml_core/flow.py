@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from amaml_core.problem import InnerProblem
+from amaml_core.inner import InnerProblem
 from amaml_core.scheme import OneStep, System, Transposed
 
 

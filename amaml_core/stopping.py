@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from amaml_core.errors import positive_integer, positive_number
-from amaml_core.problem import InnerProblem
+from amaml_core.inner import InnerProblem
 from amaml_core.scheme import Trajectory
 
 

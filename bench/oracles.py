@@ -27,7 +27,14 @@ from bench.versions import source_hash
 
 Instance = tuple[am.MetaProblem, Tensor, am.TaskBatch]
 
-SOURCES = ("bench/oracles.py", "bench/problems", "amaml_core/engine.py", "amaml_core/problem.py", "amaml_core/tasks.py")
+SOURCES = (
+    "bench/oracles.py",
+    "bench/problems",
+    "amaml_core/engine.py",
+    "amaml_core/inner.py",
+    "amaml_core/problem.py",
+    "amaml_core/tasks.py",
+)
 
 
 def flow(instance: Instance, *, horizon: float, prox: float, rtol: float = 1e-11) -> Tensor:

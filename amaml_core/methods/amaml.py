@@ -13,9 +13,9 @@ from amaml_core.adaptive import MARGIN
 from amaml_core.adjoint import BACKWARD, AdjointSolution, backsolve, check_backward, discrete, tracked
 from amaml_core.errors import InputError, positive_number
 from amaml_core.flow import GradientFlow
+from amaml_core.inner import InnerProblem
 from amaml_core.methods.base import OK, MetaGradientMethod, Outcome, Status, Target
 from amaml_core.ode import check_solver, solve
-from amaml_core.problem import InnerProblem
 from amaml_core.scheme import FIXED_GRIDS, NumStates, SolverFailedError, Trajectory
 from amaml_core.stopping import Stopping
 

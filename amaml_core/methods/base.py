@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from amaml_core.errors import InputError, positive_integer, positive_number
-from amaml_core.problem import InnerProblem, MetaProblem
+from amaml_core.inner import InnerProblem
+from amaml_core.problem import MetaProblem
 from amaml_core.scheme import SolverFailedError, pieces
 from amaml_core.tasks import TaskBatch
 

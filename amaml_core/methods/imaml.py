@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from amaml_core.errors import InputError, positive_integer, positive_number
+from amaml_core.inner import InnerProblem
 from amaml_core.linear_solve import LinearSolution, conjugate_gradient
 from amaml_core.methods.base import OK, MetaGradientMethod, Outcome, Status, Target, gradient_descent
-from amaml_core.problem import InnerProblem
 
 Variant = Literal["paper-gd", "paper-hf", "official"]
 

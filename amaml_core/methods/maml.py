@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from amaml_core.inner import InnerProblem
 from amaml_core.methods.base import MetaGradientMethod, Outcome, Target, unrolled
-from amaml_core.problem import InnerProblem
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ from typing import Literal
 from torch import Tensor
 
 from amaml_core.errors import positive_integer
+from amaml_core.inner import InnerProblem
 from amaml_core.methods.base import Descend, MetaGradientMethod, Outcome, Target, unrolled
-from amaml_core.problem import InnerProblem
 from amaml_core.scheme import pieces
 
 

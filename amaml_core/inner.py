@@ -1,0 +1,168 @@
+"""One batch of tasks: its inner objective and query loss as functions of u alone, counted, in either engine."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from amaml_core import engine as compiler
+from amaml_core.tasks import TaskBatch
+
+if TYPE_CHECKING:
+    from amaml_core.problem import MetaProblem
+
+Step = Callable[..., tuple[Tensor, ...]]
+"""A pure, hashable function (inner problem, *tensors) -> tensors: what the engine compiles as a whole."""
+
+
+DATA = ("support_x", "support_y", "query_x", "query_y")
+
+
+@dataclass(frozen=True)
+class Linearization:
+    """The inner gradient at a point and its derivative there, which any number of products may share.
+
+    Attributes:
+        gradient: ∇L_tr(u) + μ(u−θ), ``[B, d]``.
+        hvp: v ``[B, d]`` -> (∇²L_tr(u) + μI) v, ``[B, d]``.
+    """
+
+    gradient: Float[Tensor, "tasks params"]
+    hvp: Callable[[Tensor], Tensor]
+
+
+class InnerProblem:
+    """One batch of tasks: the inner objective L_tr(u) + μ/2‖u−θ‖² and the query loss, with counted evaluations.
+
+    ``stats`` counts calls that serve the whole batch at once: ``grad_evals``, ``hvp_evals`` and ``linearizations``
+    (a gradient whose graph is kept for Hessian-vector products; not counted among ``grad_evals``).
+    """
+
+    def __init__(self, problem: MetaProblem, theta: Tensor, tasks: TaskBatch, prox: float) -> None:
+        self.problem, self.theta, self.tasks, self.prox = problem, theta, tasks, prox
+        self.stats: Counter[str] = Counter(grad_evals=0, hvp_evals=0)
+        modes = tuple(module.training for module in problem.model.modules())
+        self._context = (problem.inner_loss, problem.outer_loss, modes)  # on which a trace depends besides its tensors
+        self._inputs = [theta, *(getattr(tasks, name).contiguous() for name in DATA), *problem._frozen().values()]
+
+    def per_call(self, cost: int = 1) -> int | None:
+        """How many steps of ``cost`` gradients or products each make one compiled call; None in the eager engine."""
+        return max(1, compiler.BUDGET // cost) if self.problem.engine == "compiled" else None
+
+    def run(self, step: Step, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """``step(self, *tensors)``, compiled in the compiled engine. Nothing in it may be differentiated later."""
+        if self.problem.engine == "eager":
+            return step(self, *tensors)
+        return self._compiled(compiler.compile_function, step, tensors)
+
+    def pullback(
+        self, step: Step, u: Tensor, *tensors: Tensor, once: bool = True
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The only result of ``step(self, u, *tensors)``, of u's shape, and its product v -> (∂result/∂u)ᵀ v.
+
+        Where more than one product is wanted, say ``once=False``: else the graph is freed on the way.
+        """
+        if self.problem.engine == "compiled":
+            return self._compiled(compiler.compile_pullback, step, (u, *tensors))
+        with torch.enable_grad():
+            u = u.detach().requires_grad_()
+            (value,) = step(self, u, *tensors)
+        return value.detach(), lambda v: compiler.vector_jacobian(value, u, v, keep=not once)
+
+    def _compiled(self, compile_: Callable[..., Any], step: Step, tensors: Sequence[Tensor]) -> Any:
+        arguments = [tensor.contiguous() for tensor in (*tensors, *self._inputs)]
+        shapes = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in arguments)
+        key = (compile_, step, self.prox, self._context, shapes)
+        if key not in self.problem._compiled:
+            counted: Counter[str] = Counter()
+            with torch.no_grad():
+                self.loss(self.start())  # a model that draws random numbers, or does not fit, is told of here
+
+            def pure(*values: Tensor) -> Any:
+                traced = self._traced(values[len(tensors) :])
+                results = step(traced, *values[: len(tensors)])
+                counted.clear()
+                counted.update(traced.stats)
+                return results if compile_ is compiler.compile_function else results[0]
+
+            self.problem._compiled[key] = compile_(pure, arguments), counted
+        function, counted = self.problem._compiled[key]
+        self.stats.update(counted)
+        return function(*arguments)
+
+    def _traced(self, inputs: Sequence[Tensor]) -> InnerProblem:
+        """This inner problem with these tensors in the place of its own, for a trace."""
+        theta, *rest = inputs
+        problem, tasks = copy.copy(self.problem), copy.copy(self.tasks)
+        problem.engine = "eager"
+        problem._traced_frozen = dict(zip(self.problem._frozen(), rest[len(DATA) :], strict=True))
+        for name, value in zip(DATA, rest, strict=False):
+            object.__setattr__(tasks, name, value)  # frozen, and not to be checked again
+        traced = copy.copy(self)
+        traced.problem, traced.tasks, traced.theta, traced.stats = problem, tasks, theta, Counter()
+        return traced
+
+    def start(self) -> Float[Tensor, "tasks params"]:
+        """u(0) = θ for every task, ``[B, d]`` (a view, not to be written to)."""
+        return self.theta.expand(len(self.tasks), -1)
+
+    def loss(self, u: Float[Tensor, "tasks params"]) -> Float[Tensor, " tasks"]:
+        """The inner objective, ``[B]``."""
+        value = self.problem.losses(self.problem.inner_loss, u, self.tasks.support_x, self.tasks.support_y)
+        return value + 0.5 * self.prox * (u - self.theta).square().sum(-1) if self.prox else value
+
+    def gradient(
+        self, u: Float[Tensor, "tasks params"], *, create_graph: bool = False
+    ) -> Float[Tensor, "tasks params"]:
+        """The inner objective's gradient, ``[B, d]``; differentiable in u where ``create_graph`` is set."""
+        self.stats["grad_evals"] += 1
+        if create_graph:
+            return _gradient(self, u)[0]
+        return self.run(_detached_gradient, u)[0]
+
+    def linearize(self, u: Float[Tensor, "tasks params"]) -> Linearization:
+        """The gradient at u and its products with vectors, from one shared graph (reverse over reverse)."""
+        self.stats["linearizations"] += 1
+        gradient, product = self.pullback(_gradient, u, once=False)  # the Hessian is symmetric
+
+        def hvp(v: Tensor) -> Tensor:
+            self.stats["hvp_evals"] += 1
+            return product(v)
+
+        return Linearization(gradient, hvp)
+
+    def query_loss(self, u: Float[Tensor, "tasks params"]) -> Float[Tensor, " tasks"]:
+        """L_val, ``[B]``."""
+        return self.problem.losses(self.problem.outer_loss, u, self.tasks.query_x, self.tasks.query_y)
+
+    def query_gradient(
+        self, u: Float[Tensor, "tasks params"]
+    ) -> tuple[Float[Tensor, " tasks"], Float[Tensor, "tasks params"]]:
+        """L_val ``[B]`` and ∇L_val ``[B, d]``."""
+        loss, gradient = self.run(_query_gradient, u)
+        return loss, gradient
+
+
+def _gradient(inner: InnerProblem, u: Tensor, create_graph: bool = True) -> tuple[Tensor, ...]:
+    with torch.enable_grad():
+        # tasks do not interact, so the gradient of the sum holds each task's own gradient
+        total = inner.loss(u).sum()
+        return torch.autograd.grad(total, u, create_graph=create_graph)
+
+
+def _detached_gradient(inner: InnerProblem, u: Tensor) -> tuple[Tensor, ...]:
+    return _gradient(inner, u.detach().requires_grad_(), create_graph=False)
+
+
+def _query_gradient(inner: InnerProblem, u: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        u = u.detach().requires_grad_()
+        loss = inner.query_loss(u)
+        return loss.detach(), torch.autograd.grad(loss.sum(), u)[0]
