@@ -26,6 +26,7 @@ class RK4Step:
 
     order = 3  # of the solution that the step is compared with
     bears = MARGIN * RK4.stability  # the largest h‖∂f/∂u‖
+    damps = 1.6  # the h‖∂f/∂u‖ that is damped most, to 0.27 of its size
 
     def __call__(
         self, system: System, u: Tensor, slope: Tensor, t: Tensor, h: Tensor, tolerance: Tensor
@@ -140,6 +141,10 @@ def adaptive(
                 ds = min(ds, most / probe.stiffness)
             if not ds > 1e-10:
                 raise SolverFailedError(f"{solver}'s step size vanished")
+            if solver == "rk43" and (1.0 - s) * probe.stiffness <= 3 * RK4Step.damps:
+                # the way back starts with λ(T), which has not left the stiff directions as the trajectory has: near its
+                # limit of stability rk4 would carry them along for many steps
+                ds = min(ds, (1.0 - s) / max(1, math.ceil((1.0 - s) * probe.stiffness / RK4Step.damps - 1e-9)))
             if 1.0 - s < 2 * ds:  # the last two steps are equal, not one of them tiny
                 ds = (1.0 - s) / math.ceil((1.0 - s) / ds - 1e-9)
             step = RK4Step() if solver == "rk43" else _chebyshev(ds * probe.stiffness)

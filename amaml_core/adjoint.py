@@ -74,7 +74,7 @@ def tracked(
     found = [terminal, terminal.new_zeros(len(terminal)), *([torch.zeros_like(terminal)] if integrate else [])]
     if tableau.c[0] == 0.0:
         found += system.run(_ahead, times[-1], trajectory.states[-1], terminal)
-    cost = len({*tableau.c} - {0.0}) + len(tableau.c)  # linearisations and products
+    cost = 2 * len({*tableau.c} - {0.0}) + len(tableau.c)  # products, and linearisations, which hold memory besides
     whole = len(steps)
     for start, last in reversed(trajectory.segments()):
         states = trajectory.replay(system, start, last)

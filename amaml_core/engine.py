@@ -6,20 +6,33 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from typing import Any
+from functools import cache
+from threading import RLock
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx
 
 from amaml_core.errors import InputError
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 Compiled = Callable[..., tuple[Tensor, ...]]
 BUDGET = 12  # gradients or products in one compiled call: they hide the call's own cost and compile in seconds
-CPU_OPTIONS = {"cpp_wrapper": True, "compile_threads": 1}
+CPU_OPTIONS = {
+    "cpp_wrapper": True,
+    "compile_threads": 1,
+    "realize_opcount_threshold": 30,  # so that a tanh with several uses is worked out once; the default repeats it
+}
+
+one_at_a_time = RLock()
+"""Held while compiling: torch's compiler is not made for several threads."""
 
 seconds = 0.0
 """Seconds that this process has spent compiling."""
@@ -72,6 +85,30 @@ def compile_pullback(
         return value, product
 
     return call
+
+
+def side_by_side(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """``function`` of each item, on a thread each; torch's own threads are shared out between them meanwhile."""
+    if len(items) == 1:
+        return [function(items[0])]
+    threads = torch.get_num_threads()
+
+    def call(item: Item) -> Result:
+        torch.set_num_threads(max(1, threads // len(items)))  # some of torch's libraries keep it for each thread
+        return function(item)
+
+    others = [_pool(os.getpid(), len(items) - 1).submit(call, item) for item in items[1:]]
+    try:
+        return [call(items[0]), *(other.result() for other in others)]
+    finally:
+        wait(others)
+        torch.set_num_threads(threads)
+
+
+@cache
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """Threads that stay, as do the buffers that libraries keep for each; a forked process has none of them."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="amaml_core")
 
 
 def vector_jacobian(value: Tensor, u: Tensor, direction: Tensor, *, keep: bool) -> Tensor:

@@ -79,23 +79,30 @@ class InnerProblem:
     def _compiled(self, compile_: Callable[..., Any], step: Step, tensors: Sequence[Tensor]) -> Any:
         arguments = [tensor.contiguous() for tensor in (*tensors, *self._inputs)]
         shapes = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in arguments)
-        key = (compile_, step, self.prox, self._context, shapes)
-        if key not in self.problem._compiled:
-            counted: Counter[str] = Counter()
-            with torch.no_grad():
-                self.loss(self.start())  # a model that draws random numbers, or does not fit, is told of here
-
-            def pure(*values: Tensor) -> Any:
-                traced = self._traced(values[len(tensors) :])
-                results = step(traced, *values[: len(tensors)])
-                counted.clear()
-                counted.update(traced.stats)
-                return results if compile_ is compiler.compile_function else results[0]
-
-            self.problem._compiled[key] = compile_(pure, arguments), counted
+        key = (compile_, step, self.prox, self._context, shapes, torch.get_num_threads())
+        with compiler.one_at_a_time:
+            if key not in self.problem._compiled:
+                self.problem._compiled[key] = self._compile(compile_, step, arguments, len(tensors))
         function, counted = self.problem._compiled[key]
         self.stats.update(counted)
         return function(*arguments)
+
+    def _compile(
+        self, compile_: Callable[..., Any], step: Step, arguments: Sequence[Tensor], own: int
+    ) -> tuple[Callable[..., Any], Counter[str]]:
+        """A step compiled, and what each call of it evaluates; the first ``own`` arguments are the step's."""
+        counted: Counter[str] = Counter()
+        with torch.no_grad():
+            self.loss(self.start())  # a model that draws random numbers, or does not fit, is told of here
+
+        def pure(*values: Tensor) -> Any:
+            traced = self._traced(values[own:])
+            results = step(traced, *values[:own])
+            counted.clear()
+            counted.update(traced.stats)
+            return results if compile_ is compiler.compile_function else results[0]
+
+        return compile_(pure, arguments), counted
 
     def _traced(self, inputs: Sequence[Tensor]) -> InnerProblem:
         """This inner problem with these tensors in the place of its own, for a trace."""

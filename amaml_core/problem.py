@@ -41,7 +41,8 @@ class MetaProblem:
         engine: ``"eager"``; ``"compiled"``: whole solver steps are compiled, once for each shape of the tasks; or
             ``"auto"``: compiled if at least ``PAYBACK`` outer updates are planned, the model has no convolutions and
             at most ``SMALL`` parameters are adapted, else eager. What is compiled holds Python values that model and
-            loss use as they were at the first call; tensors may change. ``chunk_size`` should divide the tasks.
+            loss use as they were at the first call; tensors may change. ``chunk_size`` should divide the tasks. On the
+            CPU, tasks are worked on in groups, a thread each, and adaptive steps belong to a group.
         planned_updates: outer updates that will be made with this problem, as far as known; only ``"auto"`` asks.
         chunk_size: at most so many tasks are worked on at once, which bounds the memory; ``None``: all of them.
 

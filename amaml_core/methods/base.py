@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from amaml_core.engine import side_by_side
 from amaml_core.errors import InputError, positive_integer, positive_number
 from amaml_core.inner import InnerProblem
 from amaml_core.problem import MetaProblem
@@ -51,7 +52,8 @@ class Adaptation:
         status: one a task; a task that failed stays in its place with the values that it reached. "diverged" means
             values that are not finite, or an adjoint that is unstable or missed its start: huge but finite values of
             a method that is exact for its discrete steps are "ok".
-        stats: plain integers, summed over chunks: ``grad_evals``, ``hvp_evals``, ``forward_steps``, …
+        stats: plain integers, summed over chunks, the largest of groups that ran side by side: ``grad_evals``,
+            ``hvp_evals``, ``forward_steps``, …
     """
 
     adapted: Float[Tensor, "tasks params"]
@@ -200,14 +202,19 @@ class MetaGradientMethod(Estimator):
             )
         stats: Counter[str] = Counter()
         parts: list[Outcome] = []
+        # compiled calls leave Python to others, and a thread of its own serves a task better than a share of each call
+        threads = torch.get_num_threads() if problem.engine == "compiled" and theta.device.type == "cpu" else 1
         for chunk in tasks.chunks(problem.chunk_size):
-            parts += self._attempt(problem, theta, chunk, run, stats)
+            groups = [*chunk.chunks(-(-len(chunk) // threads))]
+            done = side_by_side(lambda group: self._attempt(problem, theta, group, run), groups)
+            parts += [one for outcomes, _ in done for one in outcomes]
+            _add(stats, {key: max(counted[key] for _, counted in done) for _, counted in done for key in counted})
         joined = parts[0] if len(parts) == 1 else Outcome(*map(_join, zip(*map(_fields, parts), strict=True)))
         return joined, dict(stats)
 
     def _attempt(
-        self, problem: MetaProblem, theta: Tensor, tasks: TaskBatch, run: Run, stats: Counter[str]
-    ) -> list[Outcome]:
+        self, problem: MetaProblem, theta: Tensor, tasks: TaskBatch, run: Run
+    ) -> tuple[list[Outcome], Counter[str]]:
         inner = problem.bind(theta, tasks, self.inner_prox)
         horizon = theta.new_full((len(tasks),), self.horizon) if tasks.horizon is None else tasks.horizon
         try:
@@ -215,20 +222,27 @@ class MetaGradientMethod(Estimator):
         except SolverFailedError as error:
             if len(tasks) > 1:  # one failing task must not take its neighbours along
                 alone = problem.with_engine("eager")  # nothing is compiled for it
-                return [o for one in tasks.chunks(1) for o in self._attempt(alone, theta, one, run, stats)]
+                parts: list[Outcome] = []
+                for one in tasks.chunks(1):
+                    outcomes, counted = self._attempt(alone, theta, one, run)
+                    parts += outcomes
+                    _add(inner.stats, counted)
+                return parts, inner.stats
             nan = torch.full_like(inner.start(), math.nan)
             told = Status("diverged", f"The solver gave up ({error}); shorten the horizon or check the loss.")
             done = Outcome(nan, horizon, nan[:, 0], nan, nan[:, 0], [told])
-        finally:
-            for key, value in inner.stats.items():
-                stats[key] = max(stats[key], value) if key in PEAKS else stats[key] + value
         if done.query_loss is None:
             with torch.no_grad():
                 done = replace(done, query_loss=inner.query_loss(done.u))
-        return [replace(done, status=_with_divergence(done))]
+        return [replace(done, status=_with_divergence(done))], inner.stats
 
 
 Run = Callable[[InnerProblem, Tensor], Outcome]
+
+
+def _add(stats: Counter[str], more: Mapping[str, int]) -> None:
+    for key, value in more.items():
+        stats[key] = max(stats[key], value) if key in PEAKS else stats[key] + value
 
 
 def _fields(outcome: Outcome) -> tuple[Any, ...]:

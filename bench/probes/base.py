@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
+
 from amaml_core import InputError, Status
 from bench.records import Cell
 
@@ -46,6 +48,17 @@ def eager_only(cell: Cell, probe: str) -> None:
     """
     if cell.engine != "eager":
         raise InputError(f"The probe {probe} sees operators of the eager engine only; use the probe allocator or time.")
+
+
+@contextmanager
+def on_threads(count: int) -> Iterator[None]:
+    """With so many threads for torch."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.benchmark import Timer
 
 from amaml_core import engine
-from bench.probes.base import Measurement, eager_only
+from bench.probes.base import Measurement, eager_only, on_threads
 from bench.problems.base import BenchProblem
 from bench.records import Cell
 
@@ -49,7 +50,9 @@ def _layout(value: Any) -> Any:
 def measure(problem: BenchProblem, cell: Cell) -> Measurement:
     """``floor_seconds``: each operator's own time, compiled, on inputs of its layout, times how often it runs.
 
-    The update is counted in the eager engine, which shares every linearisation that can be shared.
+    Each is timed on one thread, and counts with the share of the tasks that the busiest thread has when all threads
+    share them out: less than that no division of the tasks can take. The update is counted in the eager engine, which
+    shares every linearisation that can be shared.
     """
     eager_only(cell, "floor")
     update = problem.update(cell, 0)
@@ -59,10 +62,13 @@ def measure(problem: BenchProblem, cell: Cell) -> Measurement:
     result.count(out.stats)
     result.judge(out.status)
     dtype = getattr(torch, cell.dtype)
-    result.metrics["floor_seconds"] = sum(
-        count * _seconds(operator, arguments, dtype, cell.device)
-        for (operator, arguments), count in operators.counts.items()
-    )
+    with on_threads(1):
+        alone = sum(
+            count * _seconds(operator, arguments, dtype, cell.device)
+            for (operator, arguments), count in operators.counts.items()
+        )
+    tasks, threads = len(out.status), torch.get_num_threads() if cell.device == "cpu" else 1
+    result.metrics["floor_seconds"] = alone * math.ceil(tasks / threads) / tasks
     return result
 
 

@@ -1,8 +1,10 @@
 """Our adaptive schemes: their order, their stability, what they tell of a step, and what the way back makes of it."""
 
 import math
+from functools import partial
 
 import numpy as np
+import oracles
 import pytest
 import torch
 
@@ -99,6 +101,18 @@ def test_the_way_back_is_stable_where_the_way_out_alone_would_not_care():
     horizon = torch.ones(1, dtype=torch.float64)
     first = am.solve(lambda t, u: -fast * (u - 1e-9), start, horizon, **kept)
     assert float(first.times.diff(dim=0).max()) * 1000 < 1.3 * RK4Step.bears
+
+
+def test_the_last_steps_damp_what_the_way_back_starts_with():
+    """λ(T) has parts in stiff directions, which steps at the limit carry along: 2e-3 here."""
+    case = oracles.regression()
+    made = partial(am.create_method, "amaml", inner_steps=100, inner_lr=0.05, backward="discrete")
+    adaptive = made(forward="rk43", num_states="accepted", rtol=1e-2, atol=1e-5)
+    for task in case.tasks.chunks(1):
+        exact = made(forward="rk4", num_states=1500).meta_gradient(case.problem, case.theta, task).grad
+        found = adaptive.meta_gradient(case.problem, case.theta, task)
+        assert found.stats["forward_steps"] < 20
+        assert float((found.grad - exact).norm() / exact.norm()) < 6e-4
 
 
 def test_the_chebyshev_scheme_needs_far_fewer_steps_on_a_stiff_system():

@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 
 import oracles
 import pytest
@@ -60,6 +62,55 @@ def test_compiled_equals_eager(compiled, name):
     assert found.status == eager.status
     for key, value in eager.stats.items():  # the last of several calls hands on a product that nobody takes
         assert value <= found.stats[key] <= value + (key == "hvp_evals"), key
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@needs_compiler
+def test_groups_of_tasks_on_threads_of_their_own_are_chunks_that_run_at_once(two_threads):
+    case = oracles.regression()  # three tasks: groups of two and one
+    compiled = case.problem.with_engine("compiled")
+    chunked = case.problem.with_engine("eager")
+    chunked.chunk_size = 2
+    options = {"forward": "rk43", "backward": "discrete", "num_states": "accepted", "rtol": 1e-2}
+    made = am.create_method("amaml", inner_steps=6, inner_lr=0.05, **options)
+    found, expected = (made.meta_gradient(problem, case.theta, case.tasks) for problem in (compiled, chunked))
+    assert torch.allclose(found.task_grads, expected.task_grads, rtol=1e-9, atol=1e-12)
+    assert torch.allclose(found.adapted, expected.adapted, rtol=1e-10, atol=1e-12)
+    assert found.stats["forward_steps"] < expected.stats["forward_steps"]  # the longest of both, not their sum
+    assert torch.get_num_threads() == 2
+
+
+def test_side_by_side_is_at_once_in_order_and_shares_out_the_threads(two_threads):
+    meeting = threading.Barrier(2, timeout=30)
+
+    def square(value):
+        meeting.wait()  # each waits for the other: one after the other they would never meet
+        return value**2, torch.get_num_threads()
+
+    assert engine.side_by_side(square, [2, 3]) == [(4, 1), (9, 1)]
+    assert torch.get_num_threads() == 2
+
+
+def test_side_by_side_raises_when_all_have_ended(two_threads):
+    ended = []
+
+    def fail_first(value):
+        if value == 0:
+            raise am.InputError("no")
+        time.sleep(0.05)
+        ended.append(value)
+
+    with pytest.raises(am.InputError, match="no"):
+        engine.side_by_side(fail_first, [0, 1])
+    assert ended == [1]
+    assert torch.get_num_threads() == 2
 
 
 @needs_compiler

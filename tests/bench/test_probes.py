@@ -212,6 +212,17 @@ def test_the_floor_counts_products_and_activations_and_nothing_else(make_cell, m
     assert reptile == 2 * 4  # two layers of tanh in each of three steps and in the query loss
 
 
+def test_the_floor_shares_the_tasks_out_between_the_threads(make_cell, monkeypatch):
+    monkeypatch.setattr("bench.probes.floor._seconds", lambda *layout: float(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    floors = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        floors.append(measured(make_cell, "floor", "reptile", inner_steps=3).metrics["floor_seconds"])
+    torch.set_num_threads(before)
+    assert floors[1] == pytest.approx(floors[0] * 3 / 5)  # five tasks: three on one thread, two on the other
+
+
 PRICES = {"aten.tanh.default": 1.0}
 
 
