@@ -141,7 +141,7 @@ def adaptive(
                 ds = min(ds, most / probe.stiffness)
             if not ds > 1e-10:
                 raise SolverFailedError(f"{solver}'s step size vanished")
-            if solver == "rk43" and (1.0 - s) * probe.stiffness <= 3 * RK4Step.damps:
+            if solver == "rk43" and keep and not grid and (1.0 - s) * probe.stiffness <= 3 * RK4Step.damps:
                 # the way back starts with λ(T), which has not left the stiff directions as the trajectory has: near its
                 # limit of stability rk4 would carry them along for many steps
                 ds = min(ds, (1.0 - s) / max(1, math.ceil((1.0 - s) * probe.stiffness / RK4Step.damps - 1e-9)))

@@ -10,10 +10,10 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache
-from threading import RLock
+from threading import RLock, current_thread
 from typing import Any, TypeVar
 
 import torch
@@ -31,8 +31,9 @@ CPU_OPTIONS = {
     "realize_opcount_threshold": 30,  # so that a tanh with several uses is worked out once; the default repeats it
 }
 
+THREADS = "amaml_core"  # what the names of our threads begin with
 one_at_a_time = RLock()
-"""Held while compiling: torch's compiler is not made for several threads."""
+"""Held while compiling, and while a module is called with other parameters: neither is made for several threads."""
 
 seconds = 0.0
 """Seconds that this process has spent compiling."""
@@ -88,27 +89,35 @@ def compile_pullback(
 
 
 def side_by_side(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """``function`` of each item, on a thread each; torch's own threads are shared out between them meanwhile."""
-    if len(items) == 1:
-        return [function(items[0])]
+    """``function`` of each item, on a thread each; torch's own threads are shared out between them meanwhile.
+
+    One after the other where a thread of ours, or autocast, which is a thread's own, would be lost by it.
+    """
+    if len(items) == 1 or torch.is_autocast_enabled("cpu") or current_thread().name.startswith(THREADS):
+        return [function(item) for item in items]
     threads = torch.get_num_threads()
 
     def call(item: Item) -> Result:
-        torch.set_num_threads(max(1, threads // len(items)))  # some of torch's libraries keep it for each thread
+        torch.get_num_threads()  # a new thread takes over the number of the process once; not later, over ours
+        torch.set_num_threads(max(1, threads // len(items)))
         return function(item)
 
-    others = [_pool(os.getpid(), len(items) - 1).submit(call, item) for item in items[1:]]
+    others: list[Future[Result]] = []
     try:
+        pool = _pool(os.getpid(), len(items) - 1)
+        others += (pool.submit(call, item) for item in items[1:])
         return [call(items[0]), *(other.result() for other in others)]
     finally:
-        wait(others)
-        torch.set_num_threads(threads)
+        try:
+            wait(others)
+        finally:
+            torch.set_num_threads(threads)
 
 
 @cache
 def _pool(process: int, threads: int) -> ThreadPoolExecutor:
     """Threads that stay, as do the buffers that libraries keep for each; a forked process has none of them."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="amaml_core")
+    return ThreadPoolExecutor(threads, thread_name_prefix=THREADS)
 
 
 def vector_jacobian(value: Tensor, u: Tensor, direction: Tensor, *, keep: bool) -> Tensor:

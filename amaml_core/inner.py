@@ -49,7 +49,9 @@ class InnerProblem:
         self.problem, self.theta, self.tasks, self.prox = problem, theta, tasks, prox
         self.stats: Counter[str] = Counter(grad_evals=0, hvp_evals=0)
         modes = tuple(module.training for module in problem.model.modules())
-        self._context = (problem.inner_loss, problem.outer_loss, modes)  # on which a trace depends besides its tensors
+        autocast = torch.is_autocast_enabled(theta.device.type), torch.get_autocast_dtype(theta.device.type)
+        # on which a trace depends besides its tensors
+        self._context = (problem.inner_loss, problem.outer_loss, modes, autocast)
         self._inputs = [theta, *(getattr(tasks, name).contiguous() for name in DATA), *problem._frozen().values()]
 
     def per_call(self, cost: int = 1) -> int | None:

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 
+from amaml_core.engine import one_at_a_time
 from amaml_core.errors import InputError, positive_integer
 from amaml_core.inner import DATA, InnerProblem
 from amaml_core.tasks import TaskBatch
@@ -41,8 +42,8 @@ class MetaProblem:
         engine: ``"eager"``; ``"compiled"``: whole solver steps are compiled, once for each shape of the tasks; or
             ``"auto"``: compiled if at least ``PAYBACK`` outer updates are planned, the model has no convolutions and
             at most ``SMALL`` parameters are adapted, else eager. What is compiled holds Python values that model and
-            loss use as they were at the first call; tensors may change. ``chunk_size`` should divide the tasks. On the
-            CPU, tasks are worked on in groups, a thread each, and adaptive steps belong to a group.
+            loss use as they were at the first call; tensors may change. On the CPU it works on groups of tasks, a torch
+            thread each: adaptive steps belong to a group, and groups of different sizes are compiled apart.
         planned_updates: outer updates that will be made with this problem, as far as known; only ``"auto"`` asks.
         chunk_size: at most so many tasks are worked on at once, which bounds the memory; ``None``: all of them.
 
@@ -234,7 +235,8 @@ class MetaProblem:
             raise InputError(f"The model or the loss cannot take these tasks ({told}); mend the shapes.") from error
 
     def _call(self, u: Tensor, x: Tensor) -> Tensor:
-        return functional_call(self.model, {**self._frozen(), **self._split(u)}, (x,))
+        with one_at_a_time:  # functional_call puts the parameters into the module itself and takes them out again
+            return functional_call(self.model, {**self._frozen(), **self._split(u)}, (x,))
 
     def _split(self, u: Tensor) -> dict[str, Tensor]:
         parts = u.split(self._sizes)
@@ -243,7 +245,8 @@ class MetaProblem:
     def _frozen(self) -> dict[str, Tensor]:
         if self._traced_frozen is not None:
             return self._traced_frozen
-        every = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        with one_at_a_time:
+            every = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
         return {name: value.detach() for name, value in every.items() if name not in self._shapes}
 
 

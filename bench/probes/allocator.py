@@ -14,7 +14,7 @@ from torch._C._autograd import _disable_profiler, _enable_profiler, _prepare_pro
 from torch._C._profiler import ProfilerConfig, ProfilerState, RecordScope, _ExperimentalConfig
 from torch.profiler import ProfilerActivity
 
-from bench.probes.base import Measurement, collected
+from bench.probes.base import Measurement, collected, on_threads
 from bench.problems.base import BenchProblem, Gradient
 from bench.records import Cell
 
@@ -45,7 +45,7 @@ def measure(problem: BenchProblem, cell: Cell) -> Measurement:
             f"which is capped at {MAX_EVALUATIONS}; peak_live_bytes has no such bound."
         )
     else:
-        with collected(), allocations() as changes:
+        with on_threads(1), collected(), allocations() as changes:  # the log is of this thread alone
             update()
         result.metrics["peak_allocated_bytes"] = max(accumulate(changes, initial=0))
     return result

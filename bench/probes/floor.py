@@ -50,9 +50,8 @@ def _layout(value: Any) -> Any:
 def measure(problem: BenchProblem, cell: Cell) -> Measurement:
     """``floor_seconds``: each operator's own time, compiled, on inputs of its layout, times how often it runs.
 
-    Each is timed on one thread, and counts with the share of the tasks that the busiest thread has when all threads
-    share them out: less than that no division of the tasks can take. The update is counted in the eager engine, which
-    shares every linearisation that can be shared.
+    Each is timed on one thread, and counts with the share of the tasks that the busiest thread has when the tasks are
+    divided among all. The update is counted in the eager engine, which shares every linearisation that can be shared.
     """
     eager_only(cell, "floor")
     update = problem.update(cell, 0)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 
 import oracles
 import pytest
@@ -85,6 +86,24 @@ def test_groups_of_tasks_on_threads_of_their_own_are_chunks_that_run_at_once(two
     assert torch.allclose(found.adapted, expected.adapted, rtol=1e-10, atol=1e-12)
     assert found.stats["forward_steps"] < expected.stats["forward_steps"]  # the longest of both, not their sum
     assert torch.get_num_threads() == 2
+
+
+def test_threads_do_not_meet_in_the_module(two_threads):
+    """functional_call puts a task's parameters into the module itself: two threads at once would leave theirs there."""
+
+    class Slow(nn.Linear):
+        def forward(self, x):
+            time.sleep(1e-3)  # the other thread's turn
+            return super().forward(x)
+
+    problem, x = am.MetaProblem(Slow(2, 1), mse_loss), torch.randn(3, 5, 2)
+    before = dict(problem.model.named_parameters())
+    points = [torch.full((3, 3), value) for value in (1.0, 2.0)]
+    losses = partial(problem.losses, mse_loss, x=x, y=torch.zeros(3, 5, 1))
+    for _ in range(10):
+        found = engine.side_by_side(losses, points)
+        assert torch.allclose(found[1], 4 * found[0])
+    assert all(value is before[name] for name, value in problem.model.named_parameters())
 
 
 def test_side_by_side_is_at_once_in_order_and_shares_out_the_threads(two_threads):
