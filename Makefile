@@ -6,9 +6,11 @@ PEERS := $(VENV)/.peers
 DEVICE ?=
 RESULTS ?= results
 REPORT ?= report
+QUICK ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test check bench bench-accuracy bench-memory bench-peers bench-time bench-work-precision report clean
+.PHONY: help setup test check bench bench-accuracy bench-memory bench-peers bench-time bench-work-precision experiments \
+	report clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -56,6 +58,15 @@ bench-work-precision: $(PEERS) ## gradient error against seconds and bytes, over
 
 bench-time: $(STAMP) ## seconds per outer update against trajectory length
 	$(BIN)/amaml-bench run time $(if $(DEVICE),--device $(DEVICE)) --out $(RESULTS)/time
+
+# QUICK=1 makes it a matter of minutes instead of hours.
+EXPERIMENT = $(BIN)/amaml-bench train $(1) $(if $(QUICK),--quick) $(if $(DEVICE),--device $(DEVICE)) --out $(2)
+TRAINED = $(RESULTS)/train_$(1)$(if $(QUICK),_quick)
+
+experiments: $(STAMP) ## meta-train by every method, test what they learned, and the report (QUICK=1: in minutes)
+	$(call EXPERIMENT,regression,$(call TRAINED,regression))
+	$(call EXPERIMENT,ratings,$(call TRAINED,ratings))
+	$(BIN)/amaml-report build $(call TRAINED,regression) $(call TRAINED,ratings) --out $(REPORT)
 
 report: $(STAMP) ## one report of all results in $(RESULTS), else of the committed ones
 	$(BIN)/amaml-report build $(if $(wildcard $(RESULTS)/*/records.jsonl),$(RESULTS),reports/results) --out $(REPORT)

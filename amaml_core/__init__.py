@@ -11,6 +11,7 @@ Example:
     (torch.Size([3]), 'ok')
 """
 
+from amaml_core.adaptation import AdaptationCurve, accuracy, adaptation_curve, nrmse, rmse, target_std
 from amaml_core.adjoint import BACKWARDS, adjoint_gradient, autodiff_gradient
 from amaml_core.errors import InputError
 from amaml_core.inner import InnerProblem, Linearization
@@ -22,12 +23,14 @@ from amaml_core.problem import MetaProblem
 from amaml_core.scheme import SolverFailedError, System, Trajectory
 from amaml_core.stopping import GradientNorm, QueryLoss, Stopping
 from amaml_core.tasks import TaskBatch
+from amaml_core.training import Training, batches, train
 
 __all__ = [
     "BACKWARDS",
     "METHODS",
     "SOLVERS",
     "Adaptation",
+    "AdaptationCurve",
     "GradientNorm",
     "InnerProblem",
     "InputError",
@@ -43,10 +46,18 @@ __all__ = [
     "System",
     "Target",
     "TaskBatch",
+    "Training",
     "Trajectory",
+    "accuracy",
+    "adaptation_curve",
     "adjoint_gradient",
     "autodiff_gradient",
+    "batches",
     "conjugate_gradient",
     "create_method",
+    "nrmse",
+    "rmse",
     "solve",
+    "target_std",
+    "train",
 ]

@@ -1,4 +1,4 @@
-"""``amaml-bench``: list what there is, run sweeps."""
+"""``amaml-bench``: list what there is, run sweeps, train, profile."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import errno
 import sys
 import time
 import tomllib
+from collections.abc import Iterable
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_args
@@ -20,9 +22,9 @@ from amaml_core import METHODS, InputError
 from bench import advice, environment, profile, runner, spec, worker
 from bench.estimate import estimate
 from bench.peers import PEERS
-from bench.problems import PROBLEMS
+from bench.problems import PROBLEMS, data, make_problem
 from bench.progress import clock, make_reporter
-from bench.records import Cell, Status, Store, StoreBusyError
+from bench.records import Cell, Status, Store, StoreBusyError, canonical_json
 
 END_SECONDS = 1.0  # for what a profile says when it is over
 DONE, BAD_INPUT, CELLS_FAILED, INTERRUPTED = 0, 2, 3, 130
@@ -70,13 +72,52 @@ def run(
     quiet: Annotated[bool, typer.Option(help="print only failures and the summary")] = False,
 ) -> None:
     """Run a sweep. Running it again goes on where it stopped."""
-    chosen = environment.choose_device(device)
     loaded = spec.load_spec(sweep, _overrides(set_ or []))
-    cells = spec.expand(loaded, device=chosen, only=only)
-    memory_bytes = _bytes(memory)
+    cells = spec.expand(loaded, device=environment.choose_device(device), only=only)
     if cell_id is not None:
         _run_here(cells, cell_id)
         return
+    _run(loaded, cells, out_dir, _bytes(memory), dry_run=dry_run, retry_failed=retry_failed, quiet=quiet)
+
+
+@app.command()
+def train(
+    experiment: Annotated[str, typer.Argument(help=f"{' or '.join(spec.EXPERIMENTS)}")],
+    quick: Annotated[bool, typer.Option("--quick", help="one seed and few outer updates: to see it work")] = False,
+    out_dir: Annotated[Path | None, typer.Option("--out", help="store of the records [results/train_NAME]")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda [cuda where there is one]")] = None,
+    only: Annotated[str | None, typer.Option(help="only cells whose label or id matches")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, a TOML value, e.g. seed=3")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the cells and run nothing")] = False,
+    quiet: Annotated[bool, typer.Option(help="print only failures and the summary")] = False,
+) -> None:
+    """Meta-train by every method and test what each has learned. Running it again goes on where it stopped."""
+    loaded = spec.load_experiment(experiment, _overrides(set_ or []), quick=quick)
+    cells = spec.expand(loaded, device=environment.choose_device(device), only=only)
+    _run(loaded, cells, out_dir, None, dry_run=dry_run, retry_failed=False, quiet=quiet)
+
+
+@app.command()
+def fetch(name: Annotated[str, typer.Argument(help=", ".join(data.DATA))]) -> None:
+    """Fetch a data set from its publisher, unless it is at hand, and check it."""
+    if name not in data.DATA:
+        raise InputError(f"Unknown data set {name!r}; choose one of {', '.join(data.DATA)}.")
+    data.show_terms(name, partial(out.print, markup=False))
+    path = data.fetch(name)
+    data.load(name)
+    out.print(f"{data.DATA[name].title}: {path}", markup=False)
+
+
+def _run(
+    loaded: spec.SweepSpec,
+    cells: list[Cell],
+    out_dir: Path | None,
+    memory_bytes: int | None,
+    *,
+    dry_run: bool,
+    retry_failed: bool,
+    quiet: bool,
+) -> None:
     store = Store(out_dir or Path("results") / loaded.name)
     plan = runner.plan(loaded.name, cells, store, retry_failed=retry_failed)
     for complaint in plan.complaints:
@@ -89,6 +130,7 @@ def run(
         guess = f", a guess for {expected.guessed} of them" if expected.guessed else ""
         out.print(f"{len(cells)} cells, {len(plan.todo)} to run: {clock(expected.seconds)} one after the other{guess}.")
         return
+    _prepare(plan.todo)
     with make_reporter(plan, out, quiet) as reporter:
         records, interrupted = runner.run(
             plan, store, timeout_s=loaded.timeout_s, memory_bytes=memory_bytes, reporter=reporter, say=err.print
@@ -157,6 +199,21 @@ def profile_command(
     if failed := sum(record.status in ("crashed", "timeout") for record in records):
         err.print(f"{failed} cells crashed or timed out; the reasons are above and in the records.")
         raise typer.Exit(CELLS_FAILED)
+
+
+def _prepare(cells: Iterable[Cell]) -> None:
+    """Have each problem get what it needs; what fails is told, and its cells will be skipped for that reason."""
+    problems = {canonical_json([cell.problem, cell.problem_options]): cell for cell in cells}
+    for cell in problems.values():
+        try:
+            make_problem(cell.problem, cell.problem_options).prepare(_say_once)
+        except InputError as error:
+            _say_once(str(error))
+
+
+@cache
+def _say_once(sentence: str) -> None:
+    err.print(sentence, markup=False)
 
 
 def _lengths(text: str) -> list[int]:

@@ -20,7 +20,8 @@ from bench.estimate import estimate
 from bench.records import Cell, Record
 from bench.runner import Plan
 
-HEADLINES = ("outer_update_seconds", "peak_live_bytes", "peak_allocated_bytes", "rel_error_flow", "flops")
+BETWEEN_S = 60.0  # between two lines about one cell
+HEADLINES = ("nrmse", "outer_update_seconds", "peak_live_bytes", "peak_allocated_bytes", "rel_error_flow", "flops")
 
 
 class LineReporter:
@@ -29,9 +30,17 @@ class LineReporter:
     def __init__(self, plan: Plan, console: Console, quiet: bool) -> None:
         self.plan, self.console, self.quiet = plan, console, quiet
         self.records, self.failed, self.began = list[Record](), 0, time.monotonic()
+        self.spoken: dict[str, float] = {}
 
     def started(self, cell: Cell) -> None:
         """See ``runner.Reporter``."""
+        self.spoken[cell.cell_id] = time.monotonic()
+
+    def progressed(self, cell: Cell, done: int, total: int) -> None:
+        """See ``runner.Reporter``."""
+        if not self.quiet and time.monotonic() - self.spoken[cell.cell_id] > BETWEEN_S:
+            self.spoken[cell.cell_id] = time.monotonic()
+            self.console.print(f"{cell.label}  {done} of {total}", markup=False)
 
     def finished(self, record: Record) -> None:
         """See ``runner.Reporter``."""
@@ -67,6 +76,12 @@ class BarReporter(LineReporter):
         """See ``runner.Reporter``."""
         self.running[cell.cell_id] = cell.label
         self._show()
+
+    def progressed(self, cell: Cell, done: int, total: int) -> None:
+        """See ``runner.Reporter``."""
+        if cell.cell_id in self.running:
+            self.running[cell.cell_id] = f"{cell.label} {done}/{total}"
+            self._show()
 
     def finished(self, record: Record) -> None:
         """See ``runner.Reporter``."""

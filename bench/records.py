@@ -23,6 +23,7 @@ RECORDS_FILE = "records.jsonl"
 
 Status = Literal["ok", "skipped", "diverged", "oom", "timeout", "crashed"]
 TIMED_PROBES = frozenset({"floor", "time"})
+RESUMED_PROBES = frozenset({"quality"})  # they take long and keep what they have reached beside the records
 FINAL_STATUSES = frozenset({"ok", "diverged", "oom", "timeout"})  # crashed and skipped are tried again
 
 
@@ -65,6 +66,18 @@ METRICS: dict[str, Metric] = {
     "rel_error_stationary": Metric("1", "lower", "counter_key", "relative L2 distance to the implicit gradient"),
     "cosine_flow": Metric("1", "higher", "counter_key", "cosine with the gradient of the flow"),
     "cosine_unrolled": Metric("1", "higher", "counter_key", "cosine with the gradient of K GD steps"),
+    "nrmse": Metric(
+        "1", "lower", "counter_key", "mean over test tasks of the RMSE over what the problem normalises by"
+    ),
+    "accuracy": Metric("1", "higher", "counter_key", "mean over test tasks of the share of queries that are right"),
+    "outer_updates": Metric("1", "neither", "counter_key", "outer updates made"),
+    "train_seconds": Metric("s", "lower", "timing_key", "all outer updates, on one core beside another training"),
+    "test_seconds": Metric("s", "neither", "timing_key", "all adaptation curves of the test tasks"),
+    "users_tasks": Metric("1", "neither", "counter_key", "tasks in the data"),
+    "training_tasks": Metric("1", "neither", "counter_key", "tasks that batches are drawn from"),
+    "test_tasks": Metric("1", "neither", "counter_key", "tasks of the meta-test"),
+    "excluded_tasks": Metric("1", "neither", "counter_key", "test tasks whose normaliser is zero, left out of nrmse"),
+    "target_range": Metric("1", "neither", "counter_key", "the largest possible target less the smallest"),
     "query_loss": Metric("1", "lower", "counter_key", "mean query loss at the end of the trajectory"),
     "not_converged_tasks": Metric("1", "lower", "counter_key", "tasks whose solver stopped short of its tolerance"),
 }
@@ -100,6 +113,8 @@ class Cell(_Frozen):
         telling = ("num_states", "forward", "backward", "solver", "rtol", "variant")
         extra = "".join(f" {k}={options[k]}" for k in telling if k in options)
         extra += "" if self.engine == "eager" else f" {self.engine}"
+        if "outer_updates" in (asked := self.problem_options):
+            extra += f" {asked['shots']}shot-{asked['queries']}val G={asked['outer_updates']} seed={self.seed}"
         horizon = options["inner_steps"] * options["inner_lr"]
         return f"{self.probe}/{self.problem}/{self.method} K={options['inner_steps']} T={horizon:g}{extra} {self.dtype}"
 

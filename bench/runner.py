@@ -16,7 +16,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, BinaryIO, Protocol
 
 import psutil
 
@@ -39,6 +40,9 @@ class Reporter(Protocol):
 
     def started(self, cell: Cell) -> None:
         """A cell's worker starts."""
+
+    def progressed(self, cell: Cell, done: int, total: int) -> None:
+        """A worker has come so far; told from a thread of its own."""
 
     def finished(self, record: Record) -> None:
         """A cell's record is on the disk."""
@@ -189,7 +193,8 @@ def run(
                         break
                 reporter.started(cell)
                 limits = _Limits(timeout_s, memory_bytes or _allowance(cell), deadline)
-                pending[pool.submit(_run_cell, plan, cell, limits, command, interrupt)] = cell
+                tell = partial(reporter.progressed, cell)
+                pending[pool.submit(_run_cell, plan, store, cell, limits, command, interrupt, tell)] = cell
                 if alone:
                     collect(0)
             collect(0)
@@ -224,16 +229,25 @@ def _allowance(cell: Cell) -> int:
     return int(MEMORY_SHARE * environment.available_memory() / at_once)
 
 
-def _run_cell(plan: Plan, cell: Cell, limits: _Limits, command: Sequence[str], interrupt: Interrupt) -> Record | None:
+def _run_cell(
+    plan: Plan,
+    store: Store,
+    cell: Cell,
+    limits: _Limits,
+    command: Sequence[str],
+    interrupt: Interrupt,
+    tell: Callable[[int, int], None],
+) -> Record | None:
     started, began = datetime.now(UTC), time.perf_counter()
     now = environment.moment(cell.device)
     request = {
         "cell": cell.model_dump(),
         "threads": threads_for(cell.probe),
+        "directory": str(store.directory / "checkpoints" / f"{cell.cell_id}-{benchmark_version(cell)}"),
         # CUDA maps more address space than any limit, so that there the watch has to do
         "memory_limit_bytes": limits.memory_bytes if cell.device == "cpu" else None,
     }
-    answer = _ask_worker(request, limits, command, interrupt)
+    answer = _ask_worker(request, limits, command, interrupt, tell)
     if answer is None:
         return None
     asked = {
@@ -256,7 +270,11 @@ def _run_cell(plan: Plan, cell: Cell, limits: _Limits, command: Sequence[str], i
 
 
 def _ask_worker(
-    request: dict[str, Any], limits: _Limits, command: Sequence[str], interrupt: Interrupt
+    request: dict[str, Any],
+    limits: _Limits,
+    command: Sequence[str],
+    interrupt: Interrupt,
+    tell: Callable[[int, int], None],
 ) -> dict[str, Any] | None:
     """A worker's answer, or one about its end; None if it was stopped by an interrupt or the deadline."""
     read, write = os.pipe()
@@ -278,7 +296,7 @@ def _ask_worker(
         interrupt.running.add(process)
         began, verdict = time.monotonic(), None
         told: list[bytes] = []
-        reader = threading.Thread(target=lambda: told.extend(iter(lambda: pipe.read(2**16), b"")), daemon=True)
+        reader = threading.Thread(target=_listen, args=(pipe, told, tell), daemon=True)
         reader.start()
         assert process.stdin is not None
         with suppress(BrokenPipeError), process.stdin:
@@ -299,6 +317,18 @@ def _ask_worker(
     if process.returncode and (interrupt.stopped or time.monotonic() > limits.deadline):
         return None
     return verdict or _answer(process.returncode, b"".join(told), complaint, limits)
+
+
+def _listen(pipe: BinaryIO, told: list[bytes], tell: Callable[[int, int], None]) -> None:
+    """Pass on the lines ``{"done": …, "total": …}`` that a worker writes on its way, and keep what comes after them."""
+    rest = b""
+    while part := pipe.read(2**16):
+        *lines, rest = (rest + part).split(b"\n")
+        for line in lines:
+            with suppress(ValueError, KeyError, TypeError):
+                news = json.loads(line)
+                tell(news["done"], news["total"])
+    told.append(rest)
 
 
 def _answer(code: int, told: bytes, stderr: str, limits: _Limits) -> dict[str, Any]:

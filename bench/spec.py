@@ -2,7 +2,8 @@
 
 A sweep file has a ``description``, a ``timeout_s`` for each cell and any number of ``[[grid]]`` tables. In a grid a
 list means "each of these"; the grid is the Cartesian product of its lists (a list as a value is written as a list in
-a list). In ``options`` give any two of ``inner_steps``, ``inner_lr`` and ``horizon`` (= inner_steps · inner_lr).
+a list). ``problem_options`` may be a list of tables too, for what goes together. In ``options`` give any two of
+``inner_steps``, ``inner_lr`` and ``horizon`` (= inner_steps · inner_lr).
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from amaml_core import InputError
 from bench.problems import make_problem, resolved_options
 from bench.records import Cell
 
-PROBES = ("allocator", "counts", "error", "floor", "memory", "time")
+PROBES = ("allocator", "counts", "error", "floor", "memory", "quality", "time")
 ENGINES = ("eager", "compiled")  # "auto" would hide which of them was measured
 SWEEPS = files("bench") / "sweeps"
+EXPERIMENTS = ("regression", "ratings")  # the sweeps train_NAME
+QUICK = {"seed": 1, "problem_options.outer_updates": 100}
 
 
 class Grid(BaseModel):
@@ -32,7 +35,7 @@ class Grid(BaseModel):
 
     probe: str | list[str]
     problem: str | list[str]
-    problem_options: dict[str, Any] = Field(default_factory=dict)
+    problem_options: dict[str, Any] | list[dict[str, Any]] = Field(default_factory=dict)
     method: str | list[str]
     options: dict[str, Any]
     engine: str | list[str] = "eager"
@@ -91,6 +94,18 @@ def load_spec(name: str, overrides: dict[str, Any] | None = None) -> SweepSpec:
         raise InputError(f"Sweep {name}: {where or 'file'}: {first['msg']}; correct it.") from None
 
 
+def load_experiment(name: str, overrides: dict[str, Any] | None = None, *, quick: bool = False) -> SweepSpec:
+    """The sweep behind an experiment, of one seed and few outer updates where it is to be ``quick``.
+
+    Raises:
+        InputError: there is no such experiment, or an override is wrong.
+    """
+    if name not in EXPERIMENTS:
+        raise InputError(f"Unknown experiment {name!r}; choose one of {', '.join(EXPERIMENTS)}.")
+    loaded = load_spec(f"train_{name}", (QUICK if quick else {}) | (overrides or {}))
+    return loaded.model_copy(update={"name": f"{loaded.name}_quick"}) if quick else loaded
+
+
 def _override(data: dict[str, Any], key: str, value: Any) -> None:
     if key in ("description", "timeout_s"):
         data[key] = value
@@ -103,7 +118,8 @@ def _override(data: dict[str, Any], key: str, value: Any) -> None:
         )
     for grid in data.get("grid", []):
         if rest:
-            grid.setdefault(first, {})[rest[0]] = value
+            for table in _listed(grid.setdefault(first, {})):
+                table[rest[0]] = value
         else:
             grid[first] = value
 
@@ -111,7 +127,7 @@ def _override(data: dict[str, Any], key: str, value: Any) -> None:
 def expand(spec: SweepSpec, *, device: str = "cpu", only: str | None = None) -> list[Cell]:
     """All cells of a sweep, options fully resolved and validated, without duplicates.
 
-    Replicates are outermost: drift of the machine hits all methods alike.
+    Replicates are outermost, then seeds: drift of the machine hits all methods alike, and seed 1 of all comes first.
 
     Args:
         spec: the sweep.
@@ -130,7 +146,7 @@ def expand(spec: SweepSpec, *, device: str = "cpu", only: str | None = None) -> 
                         cells[cell.cell_id] = cell
     if not cells:
         raise InputError(f"--only {only!r} matches no cell of sweep {spec.name}; see --dry-run for the labels.")
-    return list(cells.values())
+    return sorted(cells.values(), key=lambda cell: (cell.replicate, cell.seed))
 
 
 def _expand_grid(grid: Grid, replicate: int, device: str) -> list[Cell]:
@@ -144,7 +160,7 @@ def _expand_grid(grid: Grid, replicate: int, device: str) -> list[Cell]:
             raise InputError(f"Unknown engine {engine!r}; choose one of {', '.join(ENGINES)}.")
         if dtype not in ("float32", "float64"):
             raise InputError(f"Unknown dtype {dtype!r}; choose float32 or float64.")
-        for problem_options in _product(grid.problem_options):
+        for problem_options in itertools.chain.from_iterable(map(_product, _listed(grid.problem_options))):
             made = make_problem(problem, problem_options)
             for method, options in itertools.product(_listed(grid.method), _product(grid.options)):
                 resolved, _ = made.resolve_method(method, _with_lr(options))

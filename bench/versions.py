@@ -32,12 +32,11 @@ def benchmark_version(cell: Cell) -> str:
     from bench.peers import PEERS
     from bench.problems import PROBLEMS  # needs torch, which the readers of records do not have
 
-    problem = PROBLEMS[cell.problem].__module__.replace(".", "/")
+    bases = {base.__module__ for base in PROBLEMS[cell.problem].__mro__ if base.__module__.startswith("bench.")}
+    problem = sorted(f"{module.replace('.', '/')}.py" for module in bases)
     peers = ("bench/peers",) if cell.method in PEERS else ()
     probes = ("bench/probes/base.py", f"bench/probes/{cell.probe}.py")
-    sources = source_hash(
-        "amaml_core", "bench/problems/base.py", f"{problem}.py", "bench/oracles.py", *probes, "bench/worker.py", *peers
-    )
+    sources = source_hash("amaml_core", *problem, "bench/oracles.py", *probes, "bench/worker.py", *peers)
     if not peers:
         return sources
     told = [f"{name} {installed(name)}" for name in PEER_PACKAGES]  # theirs is the code that is measured

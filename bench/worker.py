@@ -9,7 +9,9 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 PR_SET_PDEATHSIG = 1
@@ -36,11 +38,18 @@ def main() -> None:
     _die_with(parent)
     request = json.loads(sys.stdin.read())
     with os.fdopen(pipe, "w") as answer:
-        json.dump(run(request), answer, allow_nan=False)
+
+        def tell(done: int, total: int) -> None:
+            print(json.dumps({"done": done, "total": total}), file=answer, flush=True)
+
+        json.dump(run(request, tell), answer, allow_nan=False)
 
 
-def run(request: dict[str, Any]) -> dict[str, Any]:
-    """Measure one cell: ``{cell, threads, memory_limit_bytes}`` -> a record's own fields."""
+def run(request: dict[str, Any], tell: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+    """Measure one cell: ``{cell, threads, directory, memory_limit_bytes}`` -> a record's own fields.
+
+    ``tell`` hears how far a long measurement has come.
+    """
     if limit := request.get("memory_limit_bytes"):
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
         limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
@@ -50,7 +59,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     from amaml_core import InputError
     from bench.probes import PROBES
     from bench.problems import make_problem
-    from bench.records import Cell
+    from bench.records import RESUMED_PROBES, Cell
     from bench.versions import benchmark_version
 
     torch.set_num_threads(request["threads"])
@@ -58,7 +67,11 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     try:
         problem = make_problem(cell.problem, cell.problem_options)
         _, target = problem.resolve_method(cell.method, cell.options)
-        measured = asdict(PROBES[cell.probe](problem, cell))
+        more: dict[str, Any] = {}
+        if cell.probe in RESUMED_PROBES:
+            directory = request.get("directory")
+            more = {"directory": Path(directory) if directory else None, "tell": tell}
+        measured = asdict(PROBES[cell.probe](problem, cell, **more))
     except InputError as error:
         return _failure("skipped", str(error))
     except (MemoryError, RuntimeError) as error:

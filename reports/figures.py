@@ -104,7 +104,7 @@ def _blend(colour: str, shade: float) -> tuple[float, ...]:
 
 
 @contextmanager
-def _canvas(rows: int, columns: int, size: tuple[float, float]) -> Iterator[tuple[Canvas, np.ndarray]]:
+def canvas_of(rows: int, columns: int, size: tuple[float, float]) -> Iterator[tuple[Canvas, np.ndarray]]:
     """A figure that pyplot knows nothing of, under our style."""
     with matplotlib.rc_context(STYLE):
         canvas = Canvas(figsize=size, layout="constrained")
@@ -112,14 +112,15 @@ def _canvas(rows: int, columns: int, size: tuple[float, float]) -> Iterator[tupl
         yield canvas, canvas.subplots(rows, columns, squeeze=False)
 
 
-def _drawn(canvas: Canvas, name: str, caption: str, wide: bool = False) -> Figure:
+def drawn(canvas: Canvas, name: str, caption: str, wide: bool = False) -> Figure:
+    """The figure, saved."""
     png, svg = io.BytesIO(), io.BytesIO()
     canvas.savefig(png, format="png", dpi=150, metadata={"Software": None})
     canvas.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     return Figure(name, caption, png.getvalue(), svg.getvalue(), wide)
 
 
-def _log_axis(axis: Axis, label: str, values: Sequence[float], text: Callable[[float], str] | None = None) -> None:
+def log_axis(axis: Axis, label: str, values: Sequence[float], text: Callable[[float], str] | None = None) -> None:
     """A logarithmic axis whose ticks are ``values`` themselves where these are counts, else round numbers."""
     axes = axis.axes
     (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)("log")
@@ -138,7 +139,8 @@ def _log_axis(axis: Axis, label: str, values: Sequence[float], text: Callable[[f
         axis.set_major_formatter(FuncFormatter(lambda value, _: text(value).replace(".00 ", " ").replace(".0 ", " ")))
 
 
-def _legend(canvas: Canvas, handles: Sequence[Line2D], columns: int = 2) -> None:
+def legend(canvas: Canvas, handles: Sequence[Line2D], columns: int = 2) -> None:
+    """One legend for all panels, below them."""
     canvas.legend(handles=list(handles), loc="outside lower center", ncols=columns, fontsize=9.5, handlelength=2.6)
 
 
@@ -148,18 +150,18 @@ def scaling(found: Scaling, probe: str, name: str, look: dict[str, dict[str, Any
     if not lines:
         return None
     quantity, text = ("peak memory", words.size) if probe == "memory" else ("time per update", words.seconds)
-    with _canvas(1, 1, (8, 4.6 + 0.13 * len(lines))) as (canvas, grid):
+    with canvas_of(1, 1, (8, 4.6 + 0.13 * len(lines))) as (canvas, grid):
         axes = grid[0, 0]
         handles = []
         for line in sorted(lines, key=lambda line: -line.values[-1]):
             sns.lineplot(x=line.steps, y=line.values, ax=axes, markersize=6, lw=1.8, errorbar=None, **look[line.label])
             slope = "" if math.isnan(line.slope) else f"  slope {words.fixed(line.slope)}"
             handles.append(Line2D([], [], lw=1.8, markersize=6, label=f"{line.label}{slope}", **look[line.label]))
-        _log_axis(axes.xaxis, "inner steps", [steps for line in lines for steps in line.steps])
-        _log_axis(axes.yaxis, quantity, [value for line in lines for value in line.values], text)
+        log_axis(axes.xaxis, "inner steps", [steps for line in lines for steps in line.steps])
+        log_axis(axes.yaxis, quantity, [value for line in lines for value in line.values], text)
         axes.set_title(found.title, fontsize=11)
-        _legend(canvas, handles)
-        return _drawn(canvas, name, f"{quantity.capitalize()} against the number of inner steps.")
+        legend(canvas, handles)
+        return drawn(canvas, name, f"{quantity.capitalize()} against the number of inner steps.")
 
 
 def errors(points: pd.DataFrame, published: dict[str, Published], name: str, caption: str) -> Figure | None:
@@ -171,7 +173,7 @@ def errors(points: pd.DataFrame, published: dict[str, Published], name: str, cap
     dashes = dict(zip(sorted(points["where"].unique()), ("-", (0, (1, 1.2)), (0, (5, 1.5)), "-."), strict=False))
     columns = min(2, len(horizons))
     rows = math.ceil(len(horizons) / columns)
-    with _canvas(rows, columns, (8, 2.9 * rows + 1.4)) as (canvas, grid):
+    with canvas_of(rows, columns, (8, 2.9 * rows + 1.4)) as (canvas, grid):
         handles: dict[str, Line2D] = {}
         for axes, horizon in zip(grid.flat, horizons, strict=False):
             for (series, where), line in points[points.horizon == horizon].groupby(["series", "where"]):
@@ -185,14 +187,14 @@ def errors(points: pd.DataFrame, published: dict[str, Published], name: str, cap
                     form = {"color": palette([method])[method], "marker": "o", "mfc": "white", "ls": "--", "lw": 1}
                     axes.plot(*zip(*told, strict=True), **form)
                     handles.setdefault(method, Line2D([], [], label=f"{method}, published", **form))
-            _log_axis(axes.xaxis, "states", points.num_states)
-            _log_axis(axes.yaxis, "relative error", [1e-9, 1])
+            log_axis(axes.xaxis, "states", points.num_states)
+            log_axis(axes.yaxis, "relative error", [1e-9, 1])
             axes.set_title(f"T = {horizon:g}", fontsize=11)
         for axes in list(grid.flat)[len(horizons) :]:
             axes.set_visible(False)
-        _legend(canvas, list(handles.values()))
+        legend(canvas, list(handles.values()))
         hollow = any("published" in line.get_label() for line in handles.values())
-        return _drawn(canvas, name, caption + " Hollow: published." * hollow)
+        return drawn(canvas, name, caption + " Hollow: published." * hollow)
 
 
 def trade_off(found: Comparison, name: str, look: dict[str, dict[str, Any]]) -> Figure | None:
@@ -206,18 +208,18 @@ def trade_off(found: Comparison, name: str, look: dict[str, dict[str, Any]]) -> 
     if not panels:
         return None
     shown = rows[rows[[panel[0] for panel in panels]].notna().any(axis=1)]
-    with _canvas(1, len(panels), (8, 4.2 + 0.13 * len(shown))) as (canvas, grid):
+    with canvas_of(1, len(panels), (8, 4.2 + 0.13 * len(shown))) as (canvas, grid):
         for axes, (metric, label, text) in zip(grid.flat, panels, strict=True):
             for row in shown.to_dict("records"):
                 form = look[row["label"]]
                 axes.plot(row[metric], row["rel_error_flow"], ls="", ms=9, mec="white", mew=0.6, **form)
-            _log_axis(axes.xaxis, label, shown[metric].dropna(), text)
-            _log_axis(axes.yaxis, "relative error to the flow gradient", [1e-9, 1])
+            log_axis(axes.xaxis, label, shown[metric].dropna(), text)
+            log_axis(axes.yaxis, "relative error to the flow gradient", [1e-9, 1])
             axes.tick_params(axis="x", labelsize=9)
         for axes in list(grid.flat)[1:]:
             axes.set_ylabel("")
-        _legend(canvas, [Line2D([], [], ls="", ms=8, label=label, **look[label]) for label in shown.label.unique()])
-        return _drawn(canvas, name, f"Error against cost, {found.title}. Lower left is better.")
+        legend(canvas, [Line2D([], [], ls="", ms=8, label=label, **look[label]) for label in shown.label.unique()])
+        return drawn(canvas, name, f"Error against cost, {found.title}. Lower left is better.")
 
 
 def work_precision(panels: Sequence[precision.Panel], target: str, name: str) -> Figure | None:
@@ -236,13 +238,13 @@ def work_precision(panels: Sequence[precision.Panel], target: str, name: str) ->
     costs = [cost for cost in costs if every[cost[0]].notna().any()]
     columns = len(mine)
     size = (max(8.0, 2.8 * columns), 3.0 * len(costs) + 0.25 * math.ceil(len(look) / 3) + 0.6)
-    with _canvas(len(costs), columns, size) as (canvas, grid):
+    with canvas_of(len(costs), columns, size) as (canvas, grid):
         for number, (metric, label, text) in enumerate(costs):
             for column, (panel, rows) in enumerate(mine):
                 axes = grid[number, column]
                 shown = rows[rows[metric].notna()]
-                _log_axis(axes.yaxis, "", [1e-9, 1])
-                _log_axis(axes.xaxis, label, shown[metric], text)
+                log_axis(axes.yaxis, "", [1e-9, 1])
+                log_axis(axes.xaxis, label, shown[metric], text)
                 axes.xaxis.label.set_size(10)
                 axes.tick_params(labelsize=9, labelleft=column == 0)
                 axes.axhspan(0, rounding, color="#F2F2F2", zorder=0)
@@ -257,14 +259,14 @@ def work_precision(panels: Sequence[precision.Panel], target: str, name: str) ->
         front = Line2D([], [], color="#BBBBBB", lw=4, label="Pareto front: the lowest error at a cost")
         within = Line2D([], [], color="#EEEEEE", lw=9, label=f"below {ROUNDING} units of rounding")
         within = [within] if every.error.min() < rounding else []
-        _legend(canvas, [*handles, front, *within], 3 if columns > 2 else 2)
+        legend(canvas, [*handles, front, *within], 3 if columns > 2 else 2)
         where = f"{panels[0].problem_label}, {panels[0].device}"
         caption = (
             f"Work against precision on {where}: error to {ESTIMATED[target]} against time and memory, for the methods "
             "that estimate it. Lower left is better. A line joins cells that differ only in tolerance or in the number "
             "of states; hollow markers are our eager engine."
         )
-        return _drawn(canvas, name, caption, wide=columns > 2)
+        return drawn(canvas, name, caption, wide=columns > 2)
 
 
 def _series_styles(cells: pd.DataFrame) -> dict[str, dict[str, Any]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from reports import precision, words
+from reports import precision, training, words
 from reports.paper import published
 from reports.summary import (
     AGREE,
@@ -20,6 +20,7 @@ from reports.summary import (
     smallest_stable,
 )
 
+REPTILE, MAML = "reptile", "maml (1/10 of the steps)"
 RIVALS = ("amaml", "remat-maml")  # the adjoint, and the honest alternative to it
 
 
@@ -30,6 +31,28 @@ def findings(frame: pd.DataFrame, compared: list[Comparison], memory: list[Scali
     told += [_cost(law, "time per update", "takes", words.seconds, rivals) for law in time]
     told.append(agreement(readings(frame)))
     return list(filter(None, told)) + _accuracy(compared) + _closed_form(frame) + _cosmixture(frame)
+
+
+def training_findings(contests: list[training.Contest]) -> list[str]:
+    """On "A-MAML gives the best initialisation", a sentence for each sweep; none about what was not trained."""
+    told = []
+    for study in dict.fromkeys(contest.study for contest in contests if not contest.variant):
+        mine = [contest for contest in contests if contest.study == study and not contest.variant]
+        found = [(contest, verdict) for contest in mine if (verdict := training.verdict(contest))]
+        if found:
+            best = [verdict.best for _, verdict in found]
+            others = ", ".join(f"{name} in {best.count(name)}" for name in dict.fromkeys(best) if name != training.OURS)
+            told.append(
+                f'"A-MAML gives the best initialisation" ({study}, {found[0][0].outer_updates:,} outer updates): its '
+                f"error is the lowest of the paper's methods in {best.count(training.OURS)} of {len(found)} settings, "
+                f"and lower than all others with p < {training.LEVEL:g} in {sum(verdict.clear for _, verdict in found)}"
+                + (f"; the lowest is {others}." if others else ".")
+            )
+        pairs = [(c.runs[REPTILE].mean, c.runs[MAML].mean) for c in mine if {REPTILE, MAML} <= c.runs.keys()]
+        if pairs:
+            worse = sum(reptile > maml for reptile, maml in pairs)
+            told.append(f'"Reptile is worse than MAML" ({study}): in {worse} of {len(pairs)} settings.')
+    return told
 
 
 def precision_findings(cells: pd.DataFrame) -> list[str]:

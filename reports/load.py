@@ -15,7 +15,8 @@ from bench.records import METRICS, RECORDS_FILE, Record, Store, canonical_json, 
 
 LABELLED = ("inner_steps", "inner_lr", "num_states", "backward", "variant")  # shown by place, not as key=value
 UNASKED = ("samples",)  # how often a question is asked is no part of the question
-APART = ("work_precision", "peers")  # how the names of sweeps begin whose records have a section of their own
+PRECISION, TRAINING = ("work_precision", "peers"), ("train",)
+APART = PRECISION + TRAINING  # how the names of sweeps begin whose records have a section of their own
 
 
 class InputError(Exception):

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from reports import words
-from reports.load import plain
+from reports.load import PRECISION, plain
 from reports.summary import median, pooled
 
 LEVELS = (1e-2, 1e-3, 1e-4)
@@ -89,7 +89,7 @@ def cells(frame: pd.DataFrame) -> pd.DataFrame:
     * ``line``: cells to be joined: a series, and with numbers of states one rtol of it;
     * ``choices``: the options that tell this cell from others of its method.
     """
-    frame = frame[frame.study != ""]
+    frame = frame[frame.study.str.startswith(PRECISION)]
     alike = frame.groupby(["study", "setting", "method", "options", "dtype", "device", "timing_key"])
     frame = frame.assign(floor_seconds=alike.floor_seconds.transform("mean"))  # whatever the engine: it is their floor
     rows = [_joined(rows) for _, rows in frame.groupby(["study", "setting", "method", "options", "where"])]

@@ -54,7 +54,8 @@ class Table:
         return self.frame.to_numpy().tolist()
 
 
-def _table(title: str, rows: Iterable[dict[str, str]], left: Iterable[str], folded: bool = False) -> Table:
+def make_table(title: str, rows: Iterable[dict[str, str]], left: Iterable[str], folded: bool = False) -> Table:
+    """A table of these rows; what a row lacks is shown as missing."""
     return Table(title, pd.DataFrame(list(rows)).fillna(words.MISSING), frozenset(left), folded)
 
 
@@ -80,7 +81,7 @@ def overview(comparison: Comparison, folded: bool = False) -> Table:
             "status": _status(row["by_probe"]),
         }
         rows.append(cells)
-    return _table(comparison.title, rows, ("method", "precision", "target", "status"), folded)
+    return make_table(comparison.title, rows, ("method", "precision", "target", "status"), folded)
 
 
 def _or_failure(row: dict[str, Any], metric: str, text: str) -> str:
@@ -114,7 +115,7 @@ def errors(title: str, points: pd.DataFrame, published: dict[str, Published]) ->
             point = measured.get((series, where))
             cells[heading] = words.MISSING if point is None else _point(point)
         rows.append(cells)
-    return _table(title, rows, ())
+    return make_table(title, rows, ())
 
 
 def _point(point: Any) -> str:
@@ -147,7 +148,7 @@ def _by_horizon(title: str, points: pd.DataFrame, texts: dict[Line, str]) -> Tab
         | {heading: texts.get((horizon, *key[1:]), words.MISSING) for key, heading in columns.items()}
         for horizon in sorted(points.horizon.unique())
     ]
-    return _table(title, rows, ())
+    return make_table(title, rows, ())
 
 
 def scaling(found: Scaling, probe: str) -> Table:
@@ -170,13 +171,13 @@ def scaling(found: Scaling, probe: str) -> Table:
                 "not ok": "; ".join(f"{status} at {steps}" for steps, status in failed.items()) or "none",
             }
         )
-    return _table(found.title, rows, ("method", "not ok"))
+    return make_table(found.title, rows, ("method", "not ok"))
 
 
 def disagreements(title: str, readings: pd.DataFrame) -> Table:
     """The updates whose two readings of memory are too far apart, the farthest first."""
     rows = readings[readings.off > AGREE].sort_values("off", ascending=False)
-    return _table(
+    return make_table(
         title,
         (
             {
@@ -217,7 +218,7 @@ def fastest(panel: precision.Panel, folded: bool = False) -> Table:
     # by target and level; within them who reaches it comes first, the fastest at the top
     order = sorted(found, key=lambda k: (targets.index(k[0]), -found[k][0], k[3] is None, shown[k]["seconds"], k[1]))
     rows = [_fastest(shown[key], found[key], reached=key[3] is not None) for key in order]
-    table = _table(panel.title, rows, ("gradient, error at most", "method", "engine", "options"), folded)
+    table = make_table(panel.title, rows, ("gradient, error at most", "method", "engine", "options"), folded)
     told = [name for name in table.columns if name not in MAYBE or (table.frame[name] != words.MISSING).any()]
     return replace(table, frame=table.frame[told])
 
@@ -258,7 +259,7 @@ def pairs(title: str, found: pd.DataFrame, folded: bool = False) -> Table:
                 "theirs / ours, memory": words.times(row["their_bytes"] / row["bytes"] if row["bytes"] else math.nan),
             }
         )
-    return _table(title, rows, ("problem", "device", "dtype", "machine", "ours", "theirs"), folded)
+    return make_table(title, rows, ("problem", "device", "dtype", "machine", "ours", "theirs"), folded)
 
 
 def _with(method: str, choices: str) -> str:
@@ -269,7 +270,7 @@ def peers(title: str, methods: Iterable[str]) -> Table:
     """What the names of the outside methods among these stand for."""
     known = set(methods)
     rows = [{"name": name, "what it is": text} for name, text in precision.PEERS.items() if name in known]
-    return _table(title, rows, ("name", "what it is"))
+    return make_table(title, rows, ("name", "what it is"))
 
 
 def failures(frame: pd.DataFrame) -> Table:
@@ -277,7 +278,7 @@ def failures(frame: pd.DataFrame) -> Table:
     rows = frame[frame.status != "ok"].sort_values(
         ["problem_label", "probe", "method", "horizon", "inner_steps", "label", "where", "cell_id"]
     )
-    return _table(
+    return make_table(
         "",
         (
             {
@@ -310,7 +311,7 @@ def environments(frame: pd.DataFrame) -> Table:
         told = [f"{name} {version}" for name, version in packages.items()]
         told += [_fact(name, value) for name, value in same.items() if value not in ("", None, 0)]
         rows.append({"environment": key or "unknown", "records": str(len(group)), "details": ", ".join(told)})
-    return _table("", rows, ("environment", "details"))
+    return make_table("", rows, ("environment", "details"))
 
 
 def _fact(name: str, value: Any) -> str:

@@ -56,6 +56,11 @@ def fixed(value: float, digits: int = 2) -> str:
     return text.removeprefix("-") if float(text) == 0 else text
 
 
+def signed(value: float, digits: int) -> str:
+    """A difference with so many decimals, its sign told."""
+    return MISSING if value != value else f"{value:+.{digits}f}"
+
+
 def share(ratio: float) -> str:
     """A ratio as a percentage."""
     return f"{three(100 * ratio)} %"

@@ -1,8 +1,8 @@
-"""One measurement each: ``measure(problem, cell) -> Measurement``."""
+"""One measurement each: ``measure(problem, cell) -> Measurement``; long ones also take a directory to go on from."""
 
 from __future__ import annotations
 
-from bench.probes import allocator, counts, error, floor, memory, time
+from bench.probes import allocator, counts, error, floor, memory, quality, time
 
 PROBES = {
     "allocator": allocator.measure,
@@ -10,5 +10,6 @@ PROBES = {
     "error": error.measure,
     "floor": floor.measure,
     "memory": memory.measure,
+    "quality": quality.measure,
     "time": time.measure,
 }

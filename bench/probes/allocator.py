@@ -37,18 +37,23 @@ def measure(problem: BenchProblem, cell: Cell) -> Measurement:
     del out
     if (laid_out := getattr(update, "allocated_bytes", None)) is not None:
         result.metrics["peak_allocated_bytes"] = laid_out
-    elif cell.device == "cuda":
-        result.metrics |= _cuda_peaks(update)
-    elif evaluations > MAX_EVALUATIONS:
+    elif cell.device != "cuda" and evaluations > MAX_EVALUATIONS:
         result.reason = result.reason or (
             f"The allocator was not read: {evaluations} gradients and products would fill the profiler's log, "
             f"which is capped at {MAX_EVALUATIONS}; peak_live_bytes has no such bound."
         )
     else:
-        with on_threads(1), collected(), allocations() as changes:  # the log is of this thread alone
-            update()
-        result.metrics["peak_allocated_bytes"] = max(accumulate(changes, initial=0))
+        result.metrics |= peaks(update, cell.device)
     return result
+
+
+def peaks(update: Callable[[], Gradient], device: str) -> dict[str, int]:
+    """``peak_allocated_bytes`` of one update above the resting level, and on CUDA what else its allocator tells."""
+    if device == "cuda":
+        return _cuda_peaks(update)
+    with on_threads(1), collected(), allocations() as changes:  # the log is of this thread alone
+        update()
+    return {"peak_allocated_bytes": max(accumulate(changes, initial=0))}
 
 
 @contextmanager

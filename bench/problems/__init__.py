@@ -10,13 +10,19 @@ from bench.problems.base import BenchProblem
 from bench.problems.closed_form import ClosedForm
 from bench.problems.custom import Custom
 from bench.problems.images import SyntheticImages
-from bench.problems.regression import Alpine, CosMixture
+from bench.problems.ratings import Jester, MovieLens1M, MovieLens100K
+from bench.problems.regression import Alpine, AlpineTraining, CosMixture, CosMixtureTraining
 
 PROBLEMS: dict[str, type[BenchProblem]] = {
     "alpine": Alpine,
+    "alpine_training": AlpineTraining,
     "closed_form": ClosedForm,
     "cosmixture": CosMixture,
+    "cosmixture_training": CosMixtureTraining,
     "custom": Custom,
+    "jester": Jester,
+    "movielens_100k": MovieLens100K,
+    "movielens_1m": MovieLens1M,
     "synthetic_images": SyntheticImages,
 }
 

@@ -5,15 +5,24 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any, ClassVar, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import amaml_core as am
 from amaml_core.problem import Engine
 from bench.peers import PEERS, Peer, create
 from bench.records import Cell
+
+
+def mlp(inputs: int, width: int, depth: int) -> nn.Sequential:
+    """A network with ``depth`` hidden layers of ``width`` tanh units and one output, in float64."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise([inputs, *[width] * depth, 1]):
+        layers += [nn.Linear(before, after, dtype=torch.float64), nn.Tanh()]
+    return nn.Sequential(*layers[:-1])
 
 
 class Gradient(Protocol):
@@ -60,6 +69,13 @@ class BenchProblem(ABC):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise am.InputError(f"Problem option {name}={value!r} is not a positive integer.")
+
+    def prepare(self, say: Callable[[str], None]) -> None:  # noqa: B027
+        """Get what the problem needs before any of its cells runs, and say what people should know of it.
+
+        Raises:
+            InputError: something is missing; its cells will be skipped for that reason.
+        """
 
     @abstractmethod
     def resolve_method(self, method: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], str]:

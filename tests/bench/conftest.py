@@ -1,15 +1,25 @@
 import sys
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))  # for what tests share, under every import mode of pytest
+
+from stand_ins import Quiet
+from stand_ins import ratings as synthetic_ratings
+
 from bench import runner
+from bench.problems import data
 from bench.records import Cell, Record, Store
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
-    """No test reads or fills the user's oracle cache."""
+    """No test reads or fills the user's cache, nor reads the user's data."""
     monkeypatch.setenv("AMAML_BENCH_CACHE", str(tmp_path_factory.getbasetemp() / "oracle-cache"))
+    monkeypatch.delenv("AMAML_BENCH_DATA", raising=False)
 
 
 @pytest.fixture
@@ -92,19 +102,17 @@ elif method == "noisy":
     print("x" * 1_000_000); sys.stderr.write("y" * 1_000_000); answer(metrics={"flops": 1})
 elif method == "slow":
     time.sleep(0.3); answer()
+elif method == "long":
+    pipe = os.fdopen(int(sys.argv[1]), "w")
+    for done in (10, 20):
+        print(json.dumps({"done": done, "total": 30}), file=pipe, flush=True)
+    print("not of our form", file=pipe, flush=True)
+    json.dump({"status": "ok", "reason": "", "metrics": {"flops": 3}, "samples": {}}, pipe); pipe.close()
 else:
     answer(metrics={"flops": 7}, samples={"rel_error_flow": [0.5] * 100_000})
 with open(os.environ["AMAML_BENCH_TRACE"], "a") as trace:
     trace.write(f"{method} {os.getpid()} end {time.monotonic()}\\n")
 """
-
-
-class Quiet:
-    def started(self, cell):
-        pass
-
-    def finished(self, record):
-        pass
 
 
 @pytest.fixture
@@ -118,8 +126,22 @@ def stub_bench(tmp_path, monkeypatch):
 
     def go(cells, retry_failed=False, say=print, **options):
         plan = runner.plan("test", cells, store, retry_failed=retry_failed)
-        settings = {"timeout_s": 30.0} | options
-        return runner.run(plan, store, **settings, reporter=Quiet(), say=say, command=(sys.executable, str(stub)))[0]
+        settings = {"timeout_s": 30.0, "reporter": Quiet()} | options
+        return runner.run(plan, store, **settings, say=say, command=(sys.executable, str(stub)))[0]
 
     go.store, go.trace, go.stub = store, trace, stub
     return go
+
+
+@pytest.fixture
+def ratings(tmp_path, monkeypatch):
+    """A stand-in for MovieLens-100K, where the loaders find it; returns its table."""
+    table = synthetic_ratings()
+    folder = tmp_path / "data" / "movielens-100k"
+    folder.mkdir(parents=True)
+    lines = [f"{u}\t{i}\t{int(r)}\t880000000" for u, i, r in zip(*table, strict=True)]
+    (folder / "u.data").write_text("\n".join(np.random.default_rng(1).permutation(lines)) + "\n")
+    known = replace(data.DATA["movielens_100k"], content_hash=data.content_hash(table))
+    monkeypatch.setitem(data.DATA, "movielens_100k", known)
+    monkeypatch.setenv("AMAML_BENCH_DATA", str(tmp_path / "data"))
+    return table

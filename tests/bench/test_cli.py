@@ -44,10 +44,9 @@ def cli(tmp_path):
 
     def run(*arguments):
         command = [sys.executable, "-m", "bench", *arguments]
-        path = os.pathsep.join(filter(None, sys.path))
-        done = subprocess.run(
-            command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, timeout=300
-        )
+        nowhere = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")  # no test asks the network
+        env = os.environ | nowhere | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "NO_PROXY": ""}
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=env, timeout=300)
         assert "Traceback" not in done.stderr
         return done
 
@@ -189,3 +188,41 @@ def test_the_sweeps_that_the_readme_shows_can_be_planned(cli, command):
 
 def test_the_readme_shows_sweeps():
     assert len(COMMANDS) >= 3
+
+
+def test_train_runs_an_experiment_and_resumes(cli, tmp_path):
+    few = [f"problem_options.{name}=" for name in ("outer_updates", "train_tasks", "test_tasks", "test_queries")]
+    small = [arg for name, n in zip(few, (4, 6, 3, 5), strict=True) for arg in ("--set", f"{name}{n}")]
+    asked = ["train", "regression", "--quick", "--only", "cosmixture_training/*maml K=*50shot*", *small]
+    first = cli(*asked, "--set", "engine=eager", "--set", "options.inner_steps=3", "--set", "seed=[1, 2]")
+    assert first.returncode == 0, first.stderr
+    assert "results/train_regression_quick/records.jsonl" in first.stdout
+    records, _ = Store(tmp_path / "results" / "train_regression_quick").read()
+    assert {record.cell.seed for record in records} == {1, 2}
+    assert {record.cell.method for record in records} == {"maml", "fomaml", "imaml", "amaml"}
+    assert all(record.metrics["outer_updates"] == 4 for record in records)
+    again = cli(*asked, "--set", "engine=eager", "--set", "options.inner_steps=3", "--set", "seed=[1, 2]")
+    assert ": 0 cells to run" in again.stdout
+
+
+def test_missing_data_are_told_once_and_their_cells_skipped(cli, tmp_path):
+    done = cli("train", "ratings", "--quick", "--only", "quality/jester/item-mean*", "--out", "s")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("cannot be fetched") == 1
+    records, _ = Store(tmp_path / "s").read()
+    assert {record.status for record in records} == {"skipped"}
+    assert all("amaml-bench fetch jester" in record.reason for record in records)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "culprit"),
+    [
+        (["train", "images"], "Unknown experiment 'images'; choose one of regression, ratings"),
+        (["fetch", "netflix"], "Unknown data set 'netflix'; choose one of jester"),
+        (["fetch", "jester"], "AMAML_BENCH_DATA"),
+    ],
+)
+def test_what_train_and_fetch_cannot_do_is_told(cli, arguments, culprit):
+    done = cli(*arguments)
+    assert done.returncode == 2
+    assert culprit in done.stderr

@@ -77,6 +77,7 @@ if len(sys.argv) > 4:
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]),) * 2)
 class Say:
     def started(self, cell): print("started", flush=True)
+    def progressed(self, cell, done, total): pass
     def finished(self, record): print("finished", flush=True)
 store = Store(Path(sys.argv[1]))
 plan = runner.plan("test", cells, store)
@@ -136,7 +137,7 @@ def test_ctrl_c_finishes_the_running_cells_and_says_so(stub_bench):
 def test_a_second_ctrl_c_stops_at_once_and_leaves_no_row_of_what_it_stopped(stub_bench):
     methods = ["m0", "hang", "m1"]
     with sweep_process(stub_bench, methods=methods) as process:
-        while stub_bench.trace.read_text().count("start") < 3:  # the hanging one among them
+        while stub_bench.trace.read_text().count("start") < 3 and process.poll() is None:  # the hanging one among them
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         process.stdout.readline()

@@ -5,6 +5,7 @@ import sys
 from functools import partial
 
 import pytest
+from stand_ins import Quiet
 
 from bench import profile, runner
 from bench.advice import candidates, recommend
@@ -18,14 +19,6 @@ MIB = 2**20
 def cells(tmp_path):
     (tmp_path / "mine.py").write_text("")
     return plan_cells(f"{tmp_path}/mine.py:make", [4, 20], 0.05, device="cpu", dtype="float32")
-
-
-class Silent:
-    def started(self, cell):
-        pass
-
-    def finished(self, record):
-        pass
 
 
 def test_every_registered_method_comes_at_every_length(cells):
@@ -59,7 +52,7 @@ def measure(tmp_path, monkeypatch, cells):
 
     def go(seconds):
         plan = runner.plan("profile", cells, store, retry_failed=True)
-        return profile.run(plan, store, Budget(100 * MIB, seconds), reporter=Silent(), say=print)
+        return profile.run(plan, store, Budget(100 * MIB, seconds), reporter=Quiet(), say=print)
 
     return go
 

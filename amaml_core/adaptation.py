@@ -1,0 +1,145 @@
+"""Meta-test: how the error on new tasks falls while they adapt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from amaml_core.errors import InputError, positive_number
+from amaml_core.methods.base import Descend
+from amaml_core.problem import MetaProblem
+from amaml_core.scheme import pieces
+from amaml_core.tasks import TaskBatch
+
+Measure = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""(prediction, target, mask) -> one number a task, ``[B]``; the mask ``[B, n]`` tells which examples count."""
+
+
+@dataclass(frozen=True)
+class AdaptationCurve:
+    """Errors on the query sets while the tasks adapt.
+
+    Attributes:
+        steps: gradient steps made, in rising order, ``[S]``.
+        errors: of each task after so many, ``[B, S]``; not finite where a task diverged.
+        adapted: the parameters after the last step, ``[B, d]``.
+    """
+
+    steps: tuple[int, ...]
+    errors: Float[Tensor, "tasks steps"]
+    adapted: Float[Tensor, "tasks params"]
+
+
+def adaptation_curve(
+    problem: MetaProblem,
+    theta: Float[Tensor, " params"],
+    tasks: TaskBatch,
+    *,
+    inner_lr: float,
+    steps: Sequence[int],
+    measure: Measure | None = None,
+    query_mask: Bool[Tensor, "tasks query"] | None = None,
+) -> AdaptationCurve:
+    """Gradient descent from θ on every task's support set, with the error on its query set on the way.
+
+    All tasks adapt at once, ``problem.chunk_size`` at a time where that is set (Li et al. 2023, sec. 5.1).
+
+    Args:
+        problem: model and losses; the inner loss is descended.
+        theta: where every task starts, ``[d]``.
+        tasks: B new tasks.
+        inner_lr: α.
+        steps: numbers of steps after which the error is measured; 0 is the error before any.
+        measure: of the error; ``rmse`` by default.
+        query_mask: which query examples count, where tasks have different numbers of them; all by default.
+
+    Raises:
+        InputError: θ, tasks and problem do not fit each other, or ``steps`` holds no or a negative number.
+
+    Example:
+        >>> import torch, amaml_core as am
+        >>> problem = am.MetaProblem(torch.nn.Linear(2, 1), torch.nn.functional.mse_loss)
+        >>> x, y = torch.randn(8, 10, 2), torch.randn(8, 10, 1)
+        >>> theta = problem.initial_parameters()
+        >>> am.adaptation_curve(problem, theta, am.TaskBatch(x, y, x, y), inner_lr=0.1, steps=[0, 5]).errors.shape
+        torch.Size([8, 2])
+    """
+    positive_number("inner_lr", inner_lr)
+    wanted = sorted(set(steps))
+    if not wanted or wanted[0] < 0:
+        raise InputError(f"steps={list(steps)} must name at least one number of steps, 0 or more.")
+    if query_mask is not None and query_mask.shape != tasks.query_y.shape[:2]:
+        raise InputError(
+            f"query_mask has shape {list(query_mask.shape)}; it needs {list(tasks.query_y.shape[:2])}, as query_y."
+        )
+    problem.check_theta(theta)
+    size = problem.chunk_size or len(tasks)
+    masks = [None] * len(tasks) if query_mask is None else list(query_mask.split(size))
+    parts = [
+        _one_chunk(problem, theta, chunk, inner_lr, wanted, measure or rmse, mask)
+        for chunk, mask in zip(tasks.chunks(size), masks, strict=False)
+    ]
+    errors, adapted = (torch.cat(values) for values in zip(*parts, strict=True))
+    return AdaptationCurve(tuple(wanted), errors, adapted)
+
+
+def _one_chunk(
+    problem: MetaProblem,
+    theta: Tensor,
+    tasks: TaskBatch,
+    lr: float,
+    wanted: Sequence[int],
+    measure: Measure,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    inner = problem.bind(theta, tasks)
+    u, h = inner.start(), theta.new_full((len(tasks), 1), lr)
+    errors = []
+    for before, after in pairwise([0, *wanted]):
+        for count in pieces(after - before, inner.per_call() or 1) if after > before else []:
+            (u,) = inner.run(Descend(count), u, h)
+        with torch.no_grad():
+            errors.append(measure(problem.predict(u, tasks.query_x), tasks.query_y, mask))
+    return torch.stack(errors, 1), u
+
+
+def rmse(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Float[Tensor, " tasks"]:
+    """The root-mean-square error of each task, ``[B]``, over its examples and outputs; NaN where none count."""
+    return _mean((prediction - target).square(), mask).sqrt()
+
+
+def accuracy(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Float[Tensor, " tasks"]:
+    """The share of examples of each task, ``[B]``, whose largest output is that of their class."""
+    return _mean((prediction.argmax(-1) == target).to(prediction.dtype), mask)
+
+
+def target_std(target: Tensor, mask: Tensor | None = None) -> Float[Tensor, " tasks"]:
+    """The (population) standard deviation of each task's targets, ``[B]``: what its own mean as a guess would err."""
+    weights = torch.ones_like(target) if mask is None else _as_weights(mask, target)
+    mean = (target * weights).flatten(1).sum(1) / weights.flatten(1).sum(1)
+    return _mean((target - mean.view(-1, *[1] * (target.ndim - 1))).square(), mask).sqrt()
+
+
+def nrmse(errors: Tensor, scale: Tensor | float) -> Tensor:
+    """Root-mean-square errors over a scale that goes by a name: the range of the targets, a standard deviation, ….
+
+    A task whose scale is zero has no such error: it is NaN there, to be left out and counted.
+    """
+    scale = torch.as_tensor(scale, dtype=errors.dtype, device=errors.device)
+    return torch.where(scale > 0, errors / scale, torch.nan)
+
+
+def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return values.flatten(1).mean(1)
+    weights = _as_weights(mask, values)
+    return (values * weights).flatten(1).sum(1) / weights.flatten(1).sum(1)
+
+
+def _as_weights(mask: Tensor, values: Tensor) -> Tensor:
+    return mask.view(*mask.shape, *[1] * (values.ndim - 2)).expand_as(values).to(values.dtype)

@@ -1,0 +1,29 @@
+"""What stands in for a user's data and console."""
+
+import numpy as np
+
+
+def ratings(users=70, items=40, seed=0):
+    """Users, items and ratings from 1 to 5, sorted, every user having rated 20 items or more."""
+    rng = np.random.default_rng(seed)
+    rated = rng.random((users, items)) < np.linspace(0.95, 0.6, items)
+    rated[:, :20] = True
+    user, item = np.nonzero(rated)
+    level = 3 + np.sin(np.arange(items))[item] + rng.normal(0, 0.6, users)[user] + rng.normal(0, 0.5, len(user))
+    return user + 1, item + 1, level.round().clip(1, 5)
+
+
+class Quiet:
+    """A reporter that says nothing and remembers what progress it heard of."""
+
+    def __init__(self):
+        self.progress = []
+
+    def started(self, cell):
+        pass
+
+    def progressed(self, cell, done, total):
+        self.progress.append((cell.method, done, total))
+
+    def finished(self, record):
+        pass

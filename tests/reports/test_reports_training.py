@@ -1,0 +1,140 @@
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import wilcoxon
+
+from reports.load import tabulate
+from reports.paper import published_ratings
+from reports.render import build
+from reports.training import PAPER, best_within, contests, duels, reached, slips, verdict
+from reports.training_tables import (
+    details,
+    protocol_slips,
+    standing,
+    variants,
+    verdicts,
+    within_memory,
+    within_time,
+)
+
+
+@pytest.fixture
+def fought(training_store):
+    return {(c.problem, c.variant): c for c in contests(tabulate(training_store))}
+
+
+@pytest.fixture
+def films(fought):
+    return fought["movielens_100k", ""]
+
+
+def test_a_contest_is_one_protocol_and_a_run_one_method(fought, films):
+    assert len(fought) == 4
+    assert list(films.runs) == [
+        "amaml", "imaml paper-gd", "maml (1/10 of the steps)", "reptile", "maml (all steps)", "item-mean",
+    ]  # fmt: skip
+    assert fought["movielens_100k", "outer_lr=0.01"].runs["amaml"].mean < films.runs["amaml"].mean
+    assert sorted(films.runs["amaml"].nrmse) == [1, 2]
+    assert films.runs["reptile"].failed[1][0] == "diverged"
+
+
+def test_errors_are_over_the_range_or_the_standard_deviation(fought, films, training_store):
+    raw = [r for r in training_store if r.cell.method == "amaml" and r.cell.problem_options["outer_lr"] == 1e-3]
+    for contest, scale in ((films, 4.0), (fought["cosmixture_training", ""], 2.0)):
+        mine = [
+            np.mean(r.samples["rmse"]) / scale
+            for r in raw
+            if r.cell.problem == contest.problem and r.cell.probe == "quality"
+        ]
+        assert contest.runs["amaml"].mean == pytest.approx(np.mean(mine))
+
+
+def test_a_task_without_spread_has_no_error(train_record):
+    record = train_record("cosmixture_training", "maml", [0.1, 0.2, 0.3])
+    record.samples["target_std"][1] = 0.0
+    (contest,) = contests(tabulate([record]))
+    assert contest.runs["maml (all steps)"].mean == pytest.approx(0.2)
+    assert math.isnan(contest.runs["maml (all steps)"].nrmse[1][1])
+
+
+def test_duels_pair_the_tasks_of_all_seeds(films):
+    mine, other = films.runs["amaml"], films.runs["maml (1/10 of the steps)"]
+    gap = np.concatenate([mine.nrmse[seed] - other.nrmse[seed] for seed in (1, 2)])
+    duel = duels(mine, [mine, other])[other.name]
+    assert duel.difference == pytest.approx(gap.mean())
+    assert duel.wins == (gap < 0).mean()
+    assert duel.p == pytest.approx(wilcoxon(gap).pvalue)
+    assert duels(mine, list(films.runs.values()))[other.name].p > duel.p  # Holm's price for looking at more
+
+
+def test_equal_runs_do_not_differ(films):
+    mine = films.runs["amaml"]
+    twin = type(mine)(**{**mine.__dict__, "name": "twin"})
+    assert duels(mine, [twin])["twin"].p == 1.0
+
+
+def test_the_verdict_is_for_us_where_we_lead_and_against_us_where_not(fought, films):
+    won, lost = verdict(films), verdict(fought["cosmixture_training", ""])
+    assert (won.ours, won.clear, won.beaten_by, won.seeds, won.of_seeds) == (True, True, (), 2, 2)
+    assert (lost.ours, lost.clear, lost.best, lost.beaten_by) == (False, False, "imaml paper-gd", ("imaml paper-gd",))
+
+
+def test_no_verdict_without_rivals(train_record):
+    (alone,) = contests(tabulate([train_record("jester", "amaml", [0.1, 0.2])]))
+    assert verdict(alone) is None
+
+
+def test_what_a_budget_of_time_reaches(films):
+    run = films.runs["amaml"]  # 40 s: 1.5 times its end after 4 s, its end after 40
+    assert reached(run, 4.0) == pytest.approx(1.5 * run.mean, rel=1e-3)
+    assert reached(run, 22.0) == pytest.approx(1.25 * run.mean, rel=1e-3)
+    assert reached(run, 1e6) == pytest.approx(run.mean, rel=1e-3)
+    assert best_within(films, seconds=5.0)[0].name == "maml (1/10 of the steps)"
+    assert best_within(films, seconds=50.0)[0].name == "amaml"
+
+
+def test_what_a_budget_of_memory_allows(films):
+    assert best_within(films, size=2**18)[0].name == "imaml paper-gd"
+    assert best_within(films, size=2**20)[0].name == "amaml"
+    assert best_within(films, size=2**10) is None
+
+
+def test_slips_are_other_quotients_of_the_same_errors(films):
+    run = films.runs["amaml"]
+    found = slips(run)
+    assert found["held-out RMSE / range"] == pytest.approx(run.mean)
+    assert found["held-out RMSE / number of test ratings"] == pytest.approx(run.mean * 4 / 40)
+    assert found["held-out RMSE / Euclidean norm of the test ratings"] == pytest.approx(run.mean * 4 / 3.5 / 40**0.5)
+    assert found["RMSE on the shots themselves / range"] == pytest.approx(run.mean / 2)
+
+
+def test_published_ratings_are_those_of_the_paper():
+    paper = published_ratings()
+    assert len(paper) == 60
+    assert paper["A-MAML", "jester", 20, 50] == (0.027, 0.002)
+    assert paper["Reptile", "movielens_1m", 10, 100] == (0.408, 0.011)
+    assert {method for method, *_ in paper} <= set(PAPER.values())
+
+
+def test_tables_say_all_of_it(fought, films):
+    text = standing("", [films], published_ratings()).frame.set_index("method")
+    assert text.loc["amaml", "movielens_100k 10shot-15val, published"] == "0.053"
+    assert text.loc["amaml", "movielens_100k 10shot-15val"].startswith(f"{films.runs['amaml'].mean:.3f} ± ")
+    assert text.loc["reptile", "movielens_100k 10shot-15val"] == "diverged"
+    assert details(films).frame.method[0] == "amaml"
+    assert verdicts("", [films, fought["cosmixture_training", ""]]).frame["A-MAML lowest"].tolist() == ["yes", "no"]
+    assert within_time([films]).frame.iloc[0, 1].startswith("maml (1/10 of the steps)")
+    assert within_memory([films]).frame.iloc[-1, 1].startswith("amaml")
+    assert "held-out RMSE / range" in protocol_slips("", [films], published_ratings()).frame.iloc[:, 0].tolist()
+    assert variants("", [fought["movielens_100k", "outer_lr=0.01"]]).frame.setting[0].endswith("outer_lr=0.01")
+
+
+def test_the_page_holds_figures_and_verdict(tmp_path, store, training_store):
+    from reports.load import load
+
+    page = build(load([store(tmp_path / "s", training_store)]), tmp_path / "out").read_text()
+    for name in ("training-regression", "training-ratings", "training-ratings-learning"):
+        assert (tmp_path / "out" / "figures" / f"{name}.png").stat().st_size > 10_000
+    assert "is the lowest of the paper&#39;s methods in 1 of 1 settings" in page
+    assert "Which initialisation under which budget" in page
