@@ -8,10 +8,11 @@ import math
 import os
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from jaxtyping import Float
@@ -27,15 +28,8 @@ Batches = Callable[[int], TaskBatch]
 """The task batch of outer update g = 0, 1, …: a pure function, so that a resumed run sees the same tasks."""
 
 KEPT = 2  # checkpoints on the disk: should the last one be damaged, there is the one before
-DAMAGE = (
-    RuntimeError,
-    EOFError,
-    OSError,
-    UnpicklingError,
-    KeyError,
-    ValueError,
-    TypeError,
-)  # of bytes that are cut off
+# what bytes that were cut off or changed can raise
+DAMAGE = (BadZipFile, RuntimeError, EOFError, OSError, UnpicklingError, KeyError, ValueError, TypeError)
 
 
 @dataclass(frozen=True)
@@ -141,8 +135,9 @@ def train(
     start = method.initial_meta_parameters(problem) if meta is None else meta
     start = dict(start) if isinstance(start, Mapping) else {"theta": start}
     state = _State(start, optimizer)
-    settings = _settings(method, start, state.optimizer)
-    files = _Checkpoints(directory, settings) if directory is not None else None
+    files = None
+    if directory is not None:
+        files = _Checkpoints(directory, _settings(method, problem, start, batch, state.optimizer) | {"xi": str(xi)})
     notes = files.restore(state) if files else ()
     if state.made > updates:
         raise InputError(f"{directory} holds a training of {state.made} updates; ask for no fewer than those.")
@@ -242,18 +237,32 @@ class _State:
         self.not_converged = packed["not_converged"]
 
 
-def _settings(method: MetaGradientMethod, start: Mapping[str, Tensor], optimizer: Optimizer) -> dict[str, str]:
+def _settings(
+    method: MetaGradientMethod,
+    problem: MetaProblem,
+    start: Mapping[str, Tensor],
+    batch: Batches,
+    optimizer: Optimizer,
+) -> dict[str, str]:
     """What a checkpoint must agree with to be gone on from."""
-    digest = hashlib.sha256()
-    for name, value in start.items():
-        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    tasks = batch(0)
+    named = {field.name: getattr(tasks, field.name) for field in fields(tasks)}
     groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     return {
         "method": f"{method.name} {method.options()}",
         "optimizer": f"{type(optimizer).__name__} {groups}",
-        "start": digest.hexdigest()[:16],
+        "start": _digest(start),
+        "engine": problem.engine,
+        "first task batch": _digest({name: value for name, value in named.items() if value is not None}),
     }
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in tensors.items():
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -286,6 +295,9 @@ class _Checkpoints:
         for path in self._files():
             content = io.BytesIO(path.read_bytes())  # what the disk itself refuses is no damage
             try:
+                if rotten := ZipFile(content).testzip():  # torch does not look at the checksums
+                    raise ValueError(rotten)
+                content.seek(0)
                 packed = torch.load(content, map_location=device, weights_only=True)
                 settings = dict(packed["settings"])
             except DAMAGE:

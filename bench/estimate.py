@@ -10,6 +10,7 @@ from bench.records import Cell, Record
 
 START_SECONDS = 2.5  # a worker's start: Python and torch
 SECONDS_PER_STEP = 0.02  # of a small network, until it is known better
+SECONDS_TRAINING = 1e-4  # of a small network, compiled, a step and an outer update
 DOUBT = 625.0  # steps²: how far apart measured lengths must lie to outweigh that, (0.5 s of noise / 0.02 s a step)²
 
 
@@ -33,7 +34,7 @@ def estimate(cells: Iterable[Cell], records: Sequence[Record]) -> Estimate:
     problem and method over the number of steps says, its slope drawn towards ``SECONDS_PER_STEP``; else a guess.
     """
     exact: dict[str, float] = {}
-    alike: dict[tuple[str, str, str], list[tuple[int, float]]] = {}
+    alike: dict[tuple[str, str, str, int | None], list[tuple[int, float]]] = {}
     for record in records:
         if record.status == "ok":
             exact[record.cell_id] = record.duration_s
@@ -49,10 +50,11 @@ def estimate(cells: Iterable[Cell], records: Sequence[Record]) -> Estimate:
             slope = (DOUBT * SECONDS_PER_STEP + rise) / (DOUBT + sum((n - middle) ** 2 for n, _ in points))
             seconds += max(level + slope * (steps - middle), START_SECONDS)
         else:
-            seconds += START_SECONDS + SECONDS_PER_STEP * steps
+            updates = cell.problem_options.get("outer_updates")
+            seconds += START_SECONDS + steps * (SECONDS_PER_STEP if updates is None else SECONDS_TRAINING * updates)
             guessed += 1
     return Estimate(seconds, guessed)
 
 
-def _kind(cell: Cell) -> tuple[str, str, str]:
-    return cell.probe, cell.problem, cell.method
+def _kind(cell: Cell) -> tuple[str, str, str, int | None]:
+    return cell.probe, cell.problem, cell.method, cell.problem_options.get("outer_updates")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -17,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 import psutil
@@ -63,7 +65,10 @@ class Interrupt:
         def handle(number: int, frame: Any) -> None:
             self.count += 1
             if self.count == 1:
-                say("Interrupted: finishing the running cells. Press Ctrl-C again to stop at once.")
+                say(
+                    "Interrupted: finishing the running cells. Press Ctrl-C again to stop at once; a training then "
+                    "goes on from its last checkpoint."
+                )
             else:
                 self.kill()
 
@@ -243,7 +248,7 @@ def _run_cell(
     request = {
         "cell": cell.model_dump(),
         "threads": threads_for(cell.probe),
-        "directory": str(store.directory / "checkpoints" / f"{cell.cell_id}-{benchmark_version(cell)}"),
+        "directory": str(_checkpoints(plan, store, cell)),
         # CUDA maps more address space than any limit, so that there the watch has to do
         "memory_limit_bytes": limits.memory_bytes if cell.device == "cpu" else None,
     }
@@ -267,6 +272,12 @@ def _run_cell(
             asked | _failed("crashed", "The worker's answer is not a record: it holds NaN or a wrong field.")
         )
     return record
+
+
+def _checkpoints(plan: Plan, store: Store, cell: Cell) -> Path:
+    """Where a long measurement keeps what it has reached: on another machine it starts anew, for its time counts."""
+    machine = hashlib.sha256(plan.environments[cell.probe]["timing_key"].encode()).hexdigest()[:8]
+    return store.directory / "checkpoints" / f"{cell.cell_id}-{machine}"
 
 
 def _ask_worker(

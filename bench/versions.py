@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from functools import cache
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 from bench.records import Cell
 
@@ -32,15 +35,29 @@ def benchmark_version(cell: Cell) -> str:
     from bench.peers import PEERS
     from bench.problems import PROBLEMS  # needs torch, which the readers of records do not have
 
-    bases = {base.__module__ for base in PROBLEMS[cell.problem].__mro__ if base.__module__.startswith("bench.")}
-    problem = sorted(f"{module.replace('.', '/')}.py" for module in bases)
+    defining = _with_what_they_use(
+        [f"bench.probes.{cell.probe}", *(base.__module__ for base in PROBLEMS[cell.problem].__mro__)]
+    )
     peers = ("bench/peers",) if cell.method in PEERS else ()
-    probes = ("bench/probes/base.py", f"bench/probes/{cell.probe}.py")
-    sources = source_hash("amaml_core", *problem, "bench/oracles.py", *probes, "bench/worker.py", *peers)
+    sources = source_hash(
+        "amaml_core", *defining, "bench/probes/base.py", "bench/oracles.py", "bench/worker.py", *peers
+    )
     if not peers:
         return sources
     told = [f"{name} {installed(name)}" for name in PEER_PACKAGES]  # theirs is the code that is measured
     return hashlib.sha256(" ".join([sources, *told]).encode()).hexdigest()[:12]
+
+
+def _with_what_they_use(modules: Iterable[str]) -> list[str]:
+    """The files of those of these modules that are the bench's, and of the bench's modules that they hold by name."""
+    ours = {name for name in modules if name.startswith("bench.")}
+    held = {
+        value.__name__
+        for name in ours
+        for value in vars(import_module(name)).values()
+        if isinstance(value, ModuleType) and value.__name__.startswith("bench.")
+    }
+    return sorted(f"{name.replace('.', '/')}.py" for name in ours | held)
 
 
 def installed(package: str) -> str:

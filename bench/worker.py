@@ -69,8 +69,9 @@ def run(request: dict[str, Any], tell: Callable[[int, int], None] = lambda done,
         _, target = problem.resolve_method(cell.method, cell.options)
         more: dict[str, Any] = {}
         if cell.probe in RESUMED_PROBES:
-            directory = request.get("directory")
-            more = {"directory": Path(directory) if directory else None, "tell": tell}
+            directory = request.get("directory")  # of this version, which may have changed since the sweep began
+            mine = Path(f"{directory}-{benchmark_version(cell)}") if directory else None
+            more = {"directory": mine, "tell": tell}
         measured = asdict(PROBES[cell.probe](problem, cell, **more))
     except InputError as error:
         return _failure("skipped", str(error))

@@ -45,12 +45,13 @@ def training_findings(contests: list[training.Contest]) -> list[str]:
             told.append(
                 f'"A-MAML gives the best initialisation" ({study}, {found[0][0].outer_updates:,} outer updates): its '
                 f"error is the lowest of the paper's methods in {best.count(training.OURS)} of {len(found)} settings, "
-                f"and lower than all others with p < {training.LEVEL:g} in {sum(verdict.clear for _, verdict in found)}"
-                + (f"; the lowest is {others}." if others else ".")
+                f"and lower than all others with p < {training.LEVEL:g} and in every seed in "
+                f"{sum(verdict.clear for _, verdict in found)}" + (f"; the lowest is {others}." if others else ".")
             )
-        pairs = [(c.runs[REPTILE].mean, c.runs[MAML].mean) for c in mine if {REPTILE, MAML} <= c.runs.keys()]
+        pairs = [(c, c.runs[REPTILE], c.runs[MAML]) for c in mine if {REPTILE, MAML} <= c.runs.keys()]
+        pairs = [(c, reptile, maml) for c, reptile, maml in pairs if maml.nrmse]
         if pairs:
-            worse = sum(reptile > maml for reptile, maml in pairs)
+            worse = sum(not reptile.nrmse or reptile.mean(c.seeds) > maml.mean(c.seeds) for c, reptile, maml in pairs)
             told.append(f'"Reptile is worse than MAML" ({study}): in {worse} of {len(pairs)} settings.')
     return told
 

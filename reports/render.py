@@ -143,8 +143,8 @@ def _overview(compared: list[summary.Comparison], look: dict) -> Section:
 
 
 def _training(contests: list[training.Contest]) -> list[Section]:
-    regression, ratings = ([c for c in contests if c.normaliser == kind and not c.variant] for kind in NORMALISERS)
-    usual = [*regression, *ratings]
+    usual = [contest for contest in contests if not contest.variant]
+    regression, ratings = ([c for c in usual if training.is_rating(c) == kind] for kind in (False, True))
     return [
         Section(
             "budget",
@@ -152,8 +152,9 @@ def _training(contests: list[training.Contest]) -> list[Section]:
             "experiments",
             "The best initialisation of all that were trained, and its mean nRMSE on the test tasks after adaptation. "
             "All methods have the same tasks, start and outer updates; a training that ends before its time is up "
-            "keeps what it had. Seconds are of one core, compilation not included; memory is the allocator's peak of "
-            "one outer update.",
+            "keeps what it had. What was trained on fewer seeds is left out. Seconds are those of the training, with "
+            "another one beside it on the machine, compilation not included; memory is the allocator's peak of the "
+            "first outer update.",
             [training_tables.within_time(usual)] * bool(usual)
             + [training_tables.within_memory(usual)] * any(run.bytes == run.bytes for c in usual for run in c.trained),
             [],
@@ -172,7 +173,10 @@ PROTOCOL = (
     "Meta-training by each method with Adam at 1e-3 on batches of five tasks, then plain gradient descent of 0.01 on "
     "each of the test tasks, all methods for the same number of steps. nRMSE is the root-mean-square error over {}: "
     "mean ± standard deviation over the test tasks, a mean over seeds. Seeds draw tasks, start and batches anew, alike "
-    "for all methods."
+    "for all methods. To the gradient of the flow amaml takes rk4 in adaptive steps, rtol = 1e-3, and their discrete "
+    "adjoint; with the paper's own schemes, dopri5 and modified Euler on a state a step, it has a row of its own. p is "
+    "that of Wilcoxon's signed-rank test over the test tasks of all seeds, adjusted by Holm's method; the tasks of a "
+    "seed share one training, so that it tells of these trainings, and a lead must be there in every seed besides."
 )
 
 

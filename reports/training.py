@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import wilcoxon
+from scipy.stats import rankdata, wilcoxon
 
 from bench.stats import holm
 from reports.load import TRAINING, plain
@@ -28,6 +28,21 @@ PAPER = {  # the rows of the paper, in its order: name -> label there
 }
 LEVEL = 0.05  # of significance, as in the paper
 PLACED = ("shots", "queries", "test_steps", "outer_updates", "samples")  # options told by place, not as key=value
+USUAL = {  # the protocol; what departs from it is another contest
+    "tasks": 5,
+    "outer_lr": 1e-3,
+    "test_tasks": 100,
+    "train_tasks": 100,
+    "test_queries": 100,
+    "items": 100,
+    "min_ratings": 20,
+    "depth": 2,
+    "standardise": False,
+    "half": False,
+    "leak": False,
+}
+REGRESSION, RATINGS = {"normaliser": "task-std", "width": 32}, {"normaliser": "range", "width": 40}
+REGRESSED = "_training"  # how the names end of problems of regression
 
 
 @dataclass(frozen=True)
@@ -40,8 +55,8 @@ class Run:
         nrmse: seed -> of each test task; empty where it diverged.
         in_sample: seed -> of each test task on the shots themselves, over the same scale.
         failed: seed -> (status, reason).
-        curve: inner steps and the mean nRMSE after them, over tasks and seeds.
-        learning: outer updates, seconds and the mean nRMSE after adaptation: arrays ``[seeds, looks]`` each.
+        curve: inner steps, the mean nRMSE after them over tasks and seeds, and its standard deviation over tasks.
+        learning: seed -> outer updates, seconds and the mean nRMSE after adaptation, an array of looks each.
         bytes: peak memory of one outer update, NaN where it was not measured.
         raw: the rows of the table behind it, a seed each.
     """
@@ -51,30 +66,30 @@ class Run:
     nrmse: Mapping[int, np.ndarray]
     in_sample: Mapping[int, np.ndarray]
     failed: Mapping[int, tuple[str, str]]
-    curve: tuple[np.ndarray, np.ndarray]
-    learning: tuple[np.ndarray, np.ndarray, np.ndarray]
+    curve: tuple[np.ndarray, np.ndarray, np.ndarray]
+    learning: Mapping[int, tuple[np.ndarray, np.ndarray, np.ndarray]]
     bytes: float
     raw: pd.DataFrame
 
-    @property
-    def mean(self) -> float:
-        """The mean nRMSE over tasks and seeds."""
-        return float(np.mean(list(self.by_seed.values()))) if self.nrmse else math.nan
+    def mean(self, seeds: Collection[int]) -> float:
+        """The mean nRMSE over the tasks of these seeds; NaN where it lacks one: each seed has test tasks of its own."""
+        by_seed = self.by_seed
+        return float(np.mean([by_seed.get(seed, math.nan) for seed in seeds])) if seeds else math.nan
 
     @property
     def by_seed(self) -> dict[int, float]:
         """The mean nRMSE over the tasks of each seed."""
         return {seed: float(np.nanmean(errors)) for seed, errors in self.nrmse.items()}
 
-    @property
-    def std(self) -> float:
-        """The standard deviation of the nRMSE over test tasks, a mean over seeds."""
-        return float(np.mean([np.nanstd(errors, ddof=1) for errors in self.nrmse.values()])) if self.nrmse else math.nan
+    def std(self, seeds: Collection[int]) -> float:
+        """The standard deviation of the nRMSE over test tasks, a mean over these seeds."""
+        spread = {seed: float(np.nanstd(errors, ddof=1)) for seed, errors in self.nrmse.items()}
+        return float(np.mean([spread.get(seed, math.nan) for seed in seeds])) if seeds else math.nan
 
     @property
     def seconds(self) -> float:
         """Of all outer updates, a mean over seeds; NaN for a guess."""
-        return float(self.learning[1][:, -1].mean()) if self.learning[1].size else math.nan
+        return float(np.mean([spent[-1] for _, spent, _ in self.learning.values()])) if self.learning else math.nan
 
 
 @dataclass(frozen=True)
@@ -89,7 +104,7 @@ class Contest:
         test_steps: gradient steps of the meta-test.
         outer_updates: G.
         normaliser: what the errors are divided by: "range" or "task-std".
-        variant: the problem's other options where they are not the usual ones, as key=value.
+        variant: what departs from the protocol, as key=value.
         runs: by name; the methods of the paper in its order, then others, then guesses.
     """
 
@@ -106,7 +121,7 @@ class Contest:
     @property
     def title(self) -> str:
         """Of the column that it is."""
-        name = self.problem.removesuffix("_training")
+        name = self.problem.removesuffix(REGRESSED)
         return ", ".join(filter(None, [f"{name} {self.shots}shot-{self.queries}val", self.variant]))
 
     @property
@@ -116,8 +131,19 @@ class Contest:
 
     @property
     def rivals(self) -> list[Run]:
-        """The paper's methods, what diverged left out."""
+        """The paper's methods, what diverged in every seed left out."""
         return [self.runs[name] for name in PAPER if name in self.runs and self.runs[name].nrmse]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Those that all of the paper's methods have (all runs, where none of the paper's is here)."""
+        runs = self.rivals or [run for run in self.runs.values() if run.nrmse]
+        return sorted(set.intersection(*(set(run.nrmse) for run in runs))) if runs else []
+
+    @property
+    def comparable(self) -> list[Run]:
+        """Trained runs that have all of ``seeds``: others were tested on other tasks."""
+        return [run for run in self.trained if set(self.seeds) <= run.nrmse.keys()]
 
 
 def contests(frame: pd.DataFrame) -> list[Contest]:
@@ -126,22 +152,41 @@ def contests(frame: pd.DataFrame) -> list[Contest]:
     if rows.empty:
         return []
     rows = rows.assign(asked=rows.problem_options.map(json.loads))
+    most = max(asked["outer_updates"] for asked in rows.asked)
     found = []
-    for (study, problem, _), group in rows.groupby(["study", "problem", "setting"]):
+    for (problem, _), group in rows.groupby(["problem", "setting"]):
         asked = group.asked.iloc[0]
-        named = dict(list(group.groupby(group.apply(_name, axis=1, test_steps=asked["test_steps"]))))
+        named = _by_name(group, asked["test_steps"])
         order = [*PAPER, *sorted(set(named) - set(PAPER), key=lambda name: (_target(named[name]) == GUESS, name))]
         runs = {name: _run(name, named[name], asked["normaliser"]) for name in order if name in named}
-        variant = _variant(asked, _usual(rows[(rows.study == study) & (rows.problem == problem)].asked))
         placed = (asked[key] for key in ("shots", "queries", "test_steps", "outer_updates", "normaliser"))
-        found.append(Contest(study, problem, *placed, variant, runs))
-    return sorted(found, key=lambda c: (c.study, c.problem, c.variant != "", c.variant, c.shots, c.test_steps))
+        found.append(Contest(group.study.iloc[0], problem, *placed, _variant(asked, problem, most), runs))
+    return sorted(found, key=lambda c: (is_rating(c), c.problem, c.variant != "", c.variant, c.shots, c.test_steps))
+
+
+def is_rating(contest: Contest) -> bool:
+    """Whether users' ratings are predicted, and not functions."""
+    return not contest.problem.endswith(REGRESSED)
+
+
+def _by_name(group: pd.DataFrame, test_steps: int) -> dict[str, pd.DataFrame]:
+    """The rows of each method; where two differ in an option without a place in the name it is told there."""
+    named: dict[str, pd.DataFrame] = {}
+    for name, rows in group.groupby(group.apply(_name, axis=1, test_steps=test_steps)):
+        kinds = list(rows.groupby(["options", "where"]))
+        options = [json.loads(asked) for (asked, _), _ in kinds]
+        for one, ((_, where), mine) in zip(options, kinds, strict=True):
+            odd = [f"{k}={plain(one.get(k))}" for k in one if len({plain(o.get(k)) for o in options}) > 1]
+            odd += [where] * (rows["where"].nunique() > 1)
+            told = f"{name} [{', '.join(odd)}]" if len(kinds) > 1 else str(name)
+            named[told] = mine.sort_values("started_at").drop_duplicates("seed", keep="last")
+    return named
 
 
 def _name(row: pd.Series, test_steps: int) -> str:
     name = f"{row.method} {row.variant}" if row.variant else row.method
-    if row.method == OURS and row.forward == "dopri5":  # the paper's own scheme, beside ours with the same target
-        name = f"{name} (dopri5, {row.backward})"
+    if row.method == OURS and (row.forward, row.backward) != ("rk43", "discrete"):  # the same target by other means
+        name = f"{name} ({row.forward}, {row.backward})"
     if row.inner_steps == test_steps:
         return f"{name} (all steps)" if row.method == "maml" else name
     if row.inner_steps * 10 == test_steps:
@@ -153,32 +198,22 @@ def _target(rows: pd.DataFrame) -> str:
     return max(rows.target)  # a row without an answer has none
 
 
-def _usual(asked: pd.Series) -> dict[str, str]:
-    counted = {key: pd.Series([plain(one.get(key)) for one in asked]).mode() for key in asked.iloc[0]}
-    return {key: values.iloc[0] for key, values in counted.items()}
-
-
-def _variant(asked: Mapping[str, Any], usual: Mapping[str, str]) -> str:
-    odd = {k: plain(v) for k, v in asked.items() if k not in PLACED and plain(v) != usual.get(k)}
-    return ", ".join(f"{key}={value}" for key, value in sorted(odd.items()))
+def _variant(asked: Mapping[str, Any], problem: str, most: int) -> str:
+    usual = USUAL | (REGRESSION if problem.endswith(REGRESSED) else RATINGS) | {"outer_updates": most}
+    told = {key: plain(value) for key, value in asked.items() if key in usual and value != usual[key]}
+    return ", ".join(f"{key}={value}" for key, value in sorted(told.items()))
 
 
 def _run(name: str, rows: pd.DataFrame, normaliser: str) -> Run:
     rows = rows.sort_values("seed")
     fine = rows[rows.status == "ok"]
     scaled = {row.seed: _scale(row, normaliser) for row in fine.itertuples()}
-    learning = [
-        np.array([samples[key] for samples in fine.samples])
-        if _target(rows) != GUESS and len(fine)
-        else np.empty((0, 0))
-        for key in ("learning_updates", "learning_seconds", "learning_nrmse")
-    ]
-    curve = (np.empty(0), np.empty(0))
-    if _target(rows) != GUESS and len(fine):
-        curve = (
-            np.array(fine.samples.iloc[0]["curve_steps"]),
-            np.mean([samples["curve_nrmse"] for samples in fine.samples], 0),
-        )
+    learnt = [row for row in fine.itertuples() if row.samples.get("learning_nrmse")]
+    curved = [samples for samples in fine.samples if samples.get("curve_nrmse") and samples.get("curve_std")]
+    curve = (np.empty(0), np.empty(0), np.empty(0))
+    if curved:
+        mean, std = (np.mean([samples[key] for samples in curved], 0) for key in ("curve_nrmse", "curve_std"))
+        curve = (np.array(curved[0]["curve_steps"]), mean, std)
     return Run(
         name,
         _target(rows),
@@ -190,10 +225,15 @@ def _run(name: str, rows: pd.DataFrame, normaliser: str) -> Run:
         },
         {row.seed: (row.status, row.reason) for row in rows[rows.status != "ok"].itertuples()},
         curve,
-        (learning[0], learning[1], learning[2]),
+        {row.seed: _learning(row.samples) for row in learnt},
         fine.peak_allocated_bytes.mean(),
         fine,
     )
+
+
+def _learning(samples: Mapping[str, Sequence[float]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    updates, seconds, nrmse = (np.array(samples[f"learning_{key}"]) for key in ("updates", "seconds", "nrmse"))
+    return updates, seconds, nrmse
 
 
 def _scale(row: Any, normaliser: str) -> np.ndarray:
@@ -212,26 +252,33 @@ class Duel:
         difference: mean of the nRMSE of the first less that of the second.
         wins: the share of tasks on which the first is better.
         p: of Wilcoxon's two-sided signed-rank test over all tasks of the shared seeds, adjusted by Holm's method for
-            the duels that it was made with.
+            the duels that it was made with. It tells of these trainings: the tasks of a seed share one.
+        lower: whether the first is lower in the mean, in its ranks and in every shared seed.
+        higher: likewise.
     """
 
     difference: float
     wins: float
     p: float
+    lower: bool
+    higher: bool
 
 
 def duels(mine: Run, others: Sequence[Run]) -> dict[str, Duel]:
     """One run against others: name -> duel. Those without a shared seed are left out."""
-    made: dict[str, tuple[float, float, float]] = {}
+    made: dict[str, Duel] = {}
     for other in others:
         seeds = sorted(mine.nrmse.keys() & other.nrmse.keys())
         if seeds and other is not mine:
             gap = np.concatenate([mine.nrmse[seed] - other.nrmse[seed] for seed in seeds])
             gap = gap[~np.isnan(gap)]
             p = float(wilcoxon(gap).pvalue) if np.any(gap) else 1.0
-            made[other.name] = float(gap.mean()), float((gap < 0).mean()), p
-    adjusted = holm([p for *_, p in made.values()])
-    return {name: Duel(gap, wins, p) for (name, (gap, wins, _)), p in zip(made.items(), adjusted, strict=True)}
+            ranks = float((np.sign(gap) * rankdata(np.abs(gap))).sum())
+            signs = [float(gap.mean()), ranks, *(mine.by_seed[seed] - other.by_seed[seed] for seed in seeds)]
+            lower, higher = (all(sign * s > 0 for s in signs) for sign in (-1, 1))
+            made[other.name] = Duel(float(gap.mean()), float((gap < 0).mean()), p, lower, higher)
+    adjusted = holm([duel.p for duel in made.values()])
+    return {name: replace(duel, p=p) for (name, duel), p in zip(made.items(), adjusted, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -239,12 +286,12 @@ class Verdict:
     """On "A-MAML is best" in one contest, among the paper's methods.
 
     Attributes:
-        best: the name with the lowest mean nRMSE.
+        best: the name with the lowest mean nRMSE over the seeds that all of them have.
         ours: whether that is A-MAML.
-        clear: whether A-MAML is lower than every other with p < ``LEVEL``.
-        beaten_by: names that are lower than A-MAML with p < ``LEVEL``.
-        seeds: in how many of the seeds A-MAML is the lowest.
-        of_seeds: seeds that all of them have.
+        clear: whether A-MAML is lower than every other with p < ``LEVEL``, and in every seed.
+        beaten_by: names that are lower than A-MAML likewise.
+        seeds: in how many of the seeds A-MAML is the lowest; a seed in which it diverged is lost.
+        of_seeds: seeds in which A-MAML was trained.
     """
 
     best: str
@@ -256,36 +303,33 @@ class Verdict:
 
 
 def verdict(contest: Contest) -> Verdict | None:
-    """None where A-MAML or all others are missing."""
-    rivals = contest.rivals
-    mine = next((run for run in rivals if run.name == OURS), None)
-    if mine is None or len(rivals) < 2:
+    """None where A-MAML was not trained, or no other was."""
+    mine, rivals = contest.runs.get(OURS), contest.rivals
+    if mine is None or not [run for run in rivals if run is not mine]:
         return None
     fought = duels(mine, rivals)
-    best = min(rivals, key=lambda run: run.mean)
-    seeds = sorted(set.intersection(*(set(run.nrmse) for run in rivals)))
-    first = [min(rivals, key=lambda run, seed=seed: run.by_seed[seed]).name for seed in seeds]
+    seeds = contest.seeds
+    best = min(rivals, key=lambda run: run.mean(seeds))
+    tried = sorted({*mine.nrmse, *mine.failed})
+    able = {seed: [run for run in rivals if seed in run.nrmse] for seed in tried}
+    first = [min(runs, key=lambda run, s=seed: run.by_seed[s]) for seed, runs in able.items() if runs]
     return Verdict(
         best.name,
         best is mine,
-        all(duel.difference < 0 and duel.p < LEVEL for duel in fought.values()),
-        tuple(name for name, duel in fought.items() if duel.difference > 0 and duel.p < LEVEL),
-        first.count(OURS),
-        len(seeds),
+        best is mine and not mine.failed and all(duel.lower and duel.p < LEVEL for duel in fought.values()),
+        tuple(name for name, duel in fought.items() if duel.higher and duel.p < LEVEL),
+        sum(run is mine for run in first),
+        len(tried),
     )
 
 
-def reached(run: Run, seconds: float) -> float:
+def reached(run: Run, seconds: float, seeds: Collection[int]) -> float:
     """The mean nRMSE after adaptation that a training of so many seconds would reach, between two looks linearly.
 
     A training that was over before is as good as it was then; NaN for a guess.
     """
-    _, spent, errors = run.learning
-    return (
-        float(np.mean([np.interp(seconds, *pair) for pair in zip(spent, errors, strict=True)]))
-        if len(spent)
-        else math.nan
-    )
+    known = [run.learning[seed] for seed in seeds if seed in run.learning]
+    return float(np.mean([np.interp(seconds, spent, nrmse) for _, spent, nrmse in known])) if known else math.nan
 
 
 def best_within(contest: Contest, seconds: float = math.inf, size: float = math.inf) -> tuple[Run, float] | None:
@@ -293,8 +337,8 @@ def best_within(contest: Contest, seconds: float = math.inf, size: float = math.
 
     A run whose memory was not measured fits no bound on it.
     """
-    able = [run for run in contest.trained if size == math.inf or run.bytes <= size]
-    priced = [(reached(run, seconds), run) for run in able]
+    able = [run for run in contest.comparable if run.learning and (size == math.inf or run.bytes <= size)]
+    priced = [(reached(run, seconds, contest.seeds), run) for run in able]
     if not priced:
         return None
     error, run = min(priced, key=lambda pair: pair[0])

@@ -49,8 +49,10 @@ def adaptation(contests: Sequence[Contest], name: str) -> Figure | None:
     with canvas_of(rows, columns, (9, 3.4 * rows + 1.5)) as (canvas, grid):
         for axes, contest in zip(grid.flat, contests, strict=False):
             for run in contest.trained:
-                steps, errors = run.curve
+                steps, errors, spread = run.curve
                 axes.plot(steps, errors, lw=1.6, markersize=5, markevery=8, **look[run.name])
+                shade = {"color": look[run.name]["color"], "alpha": 0.05, "lw": 0}
+                axes.fill_between(steps, errors - spread, errors + spread, **shade)
             _guesses(axes, contest, look)
             axes.set_title(f"{contest.title}, {words.plural(contest.test_steps, 'step')}", fontsize=10.5)
             log_axis(axes.yaxis, "nRMSE", [e for run in contest.trained for e in run.curve[1]], lambda v: f"{v:g}")
@@ -60,7 +62,8 @@ def adaptation(contests: Sequence[Contest], name: str) -> Figure | None:
         return drawn(
             canvas,
             name,
-            "Error on the test tasks while they adapt, mean over tasks and seeds. Grey: guesses without training.",
+            "Error on the test tasks while they adapt: mean over tasks and seeds, shaded a standard deviation over "
+            "tasks. Grey: guesses without training.",
             wide=True,
         )
 
@@ -68,7 +71,9 @@ def adaptation(contests: Sequence[Contest], name: str) -> Figure | None:
 def _guesses(axes: Any, contest: Contest, look: dict[str, dict[str, Any]]) -> None:
     for run in contest.runs.values():
         if run.target == GUESS and run.nrmse:
-            axes.axhline(run.mean, lw=1.2, **{k: v for k, v in look[run.name].items() if k != "marker"})
+            axes.axhline(
+                run.mean(sorted(run.nrmse)), lw=1.2, **{k: v for k, v in look[run.name].items() if k != "marker"}
+            )
 
 
 def learning(contests: Sequence[Contest], name: str) -> Figure | None:
@@ -85,14 +90,14 @@ def learning(contests: Sequence[Contest], name: str) -> Figure | None:
         for row, (which, label, text) in enumerate(measures):
             for axes, contest in zip(grid[row], contests, strict=True):
                 spent: list[float] = []
-                for run in contest.trained:
-                    x, y = run.learning[which].mean(0)[1:], run.learning[2].mean(0)[1:]  # the start has no place on it
+                reached: list[float] = []
+                for run in (run for run in contest.trained if run.learning):
+                    x, y = _mean_curve(run, which)
                     axes.plot(x, y, lw=1.6, markersize=5, **look[run.name])
                     spent += x.tolist()
+                    reached += y.tolist()
                 log_axis(axes.xaxis, label, spent, text)
-                log_axis(
-                    axes.yaxis, "", [v for r in contest.trained for v in r.learning[2].mean(0)], lambda v: f"{v:g}"
-                )
+                log_axis(axes.yaxis, "", reached, lambda v: f"{v:g}")
                 if row == 0:
                     axes.set_title(f"{contest.title}\n{words.plural(contest.test_steps, 'step')}", fontsize=10)
         canvas.supylabel("nRMSE after adaptation", fontsize=11)
@@ -100,10 +105,18 @@ def learning(contests: Sequence[Contest], name: str) -> Figure | None:
         return drawn(
             canvas,
             name,
-            "Error after adaptation against what the training has taken so far: outer updates above, seconds on one "
-            "core below; means over tasks and seeds.",
+            "Error after adaptation against what the training has taken so far: outer updates above, seconds (another "
+            "training beside it) below; means over tasks and seeds.",
             wide=True,
         )
+
+
+def _mean_curve(run: Run, which: int) -> tuple[np.ndarray, np.ndarray]:
+    """Means over seeds at the looks that all of them have; the start has no place on a logarithmic axis."""
+    looks = sorted(set.intersection(*(set(known[0].tolist()) for known in run.learning.values())) - {0.0})
+    kept = [np.isin(known[0], looks) for known in run.learning.values()]
+    x, y = ([known[i][mask] for known, mask in zip(run.learning.values(), kept, strict=True)] for i in (which, 2))
+    return np.mean(x, 0), np.mean(y, 0)
 
 
 def _trained(contests: Sequence[Contest]) -> set[str]:
@@ -153,7 +166,7 @@ def standing(contests: Sequence[Contest], published: PublishedRatings, name: str
 
 
 def _point(axes: Any, run: Run, y: float, form: dict[str, Any], published: PublishedRatings, contest: Contest) -> None:
-    axes.plot(run.mean, y, ls="", ms=7, **form)
+    axes.plot(run.mean(sorted(run.nrmse)), y, ls="", ms=7, **form)
     told = published.get((PAPER.get(run.name, ""), contest.problem, contest.shots, contest.test_steps))
     if told:
         axes.plot(told[0], y, ls="", ms=7, **(form | {"mfc": "white"}))
@@ -162,7 +175,12 @@ def _point(axes: Any, run: Run, y: float, form: dict[str, Any], published: Publi
 def _guess_lines(axes: Any, contest: Contest, look: dict[str, dict[str, Any]]) -> None:
     for run in contest.runs.values():
         if run.target == GUESS and run.nrmse:
-            axes.axvline(run.mean, lw=1.2, zorder=0, **{k: v for k, v in look[run.name].items() if k != "marker"})
+            axes.axvline(
+                run.mean(sorted(run.nrmse)),
+                lw=1.2,
+                zorder=0,
+                **{k: v for k, v in look[run.name].items() if k != "marker"},
+            )
 
 
 def _hide(grid: np.ndarray, used: int) -> None:

@@ -109,10 +109,11 @@ def _train_and_test(
     curves = {made: _curve(problem, cell, arena, meta["theta"]) for made, meta in trained.snapshots.items()}
     if trained.updates not in curves:  # it ended before its time: the last good θ is what a user has
         curves[trained.updates] = _curve(problem, cell, arena, trained.theta)
-    looks = sorted(curves)
     final = curves[trained.updates]
     elapsed = np.concatenate([[0.0], np.cumsum(trained.seconds.numpy())])
     nrmse = {made: am.nrmse(curve.errors, scale.unsqueeze(1)) for made, curve in curves.items()}
+    # a start from which a test task diverges has no place on the curve
+    looks = [made for made in sorted(nrmse) if np.isfinite(float(_mean(nrmse[made])[-1]))]
     result.metrics |= {
         "outer_updates": trained.updates,
         "train_seconds": float(elapsed[-1]),

@@ -64,7 +64,7 @@ class RatingData:
     Attributes:
         title: for people.
         folders: names that its folder may have below a directory of data sets; fetched, it goes to the first.
-        url: of the publisher's archive.
+        urls: of the publisher's archive, and of stored copies of the same bytes.
         archive_hash: of that archive.
         readers: what reads a file of this name, in whichever folder or archive it lies.
         archives: names that an archive with such a file in it may have.
@@ -76,7 +76,7 @@ class RatingData:
 
     title: str
     folders: tuple[str, ...]
-    url: str
+    urls: tuple[str, ...]
     archive_hash: str
     readers: Mapping[str, Callable[[BinaryIO], Table]]
     archives: tuple[str, ...]
@@ -95,7 +95,10 @@ DATA: dict[str, RatingData] = {
     "jester": RatingData(
         title="Jester-1",
         folders=("jester-1",),
-        url="https://eigentaste.berkeley.edu/dataset/jester_dataset_1_1.zip",
+        urls=(
+            "https://eigentaste.berkeley.edu/dataset/jester_dataset_1_1.zip",
+            "https://web.archive.org/web/20250409222630/https://eigentaste.berkeley.edu/dataset/archive/jester_dataset_1_1.zip",
+        ),
         archive_hash="sha256:cb7841756ded125b15f3d95c9f8241224065e96354c132a46ae4214deeab7615",
         readers={"jester-data-1.csv": _jester_csv, "jester-data-1.xls": _jester_xls},
         archives=("jester-data-1.zip", "jester_dataset_1_1.zip"),
@@ -108,7 +111,7 @@ DATA: dict[str, RatingData] = {
     "movielens_100k": RatingData(
         title="MovieLens-100K",
         folders=("movielens-100k", "ml-100k"),
-        url="https://files.grouplens.org/datasets/movielens/ml-100k.zip",
+        urls=("https://files.grouplens.org/datasets/movielens/ml-100k.zip",),
         archive_hash="md5:0e33842e24a9c977be4e0107933c0723",
         readers={"u.data": _u_data},
         archives=("ml-100k.zip",),
@@ -120,7 +123,7 @@ DATA: dict[str, RatingData] = {
     "movielens_1m": RatingData(
         title="MovieLens-1M",
         folders=("movielens-1m", "ml-1m"),
-        url="https://files.grouplens.org/datasets/movielens/ml-1m.zip",
+        urls=("https://files.grouplens.org/datasets/movielens/ml-1m.zip",),
         archive_hash="md5:c4d9eecfca2ab87c1945afe126590906",
         readers={"ratings.dat": _ratings_dat, "ml1m_ratings.npz": _triples},
         archives=("ml-1m.zip",),
@@ -139,9 +142,15 @@ def cache_folder() -> Path:
 
 
 def find(name: str) -> Path | None:
-    """The file or archive of a data set, in ``AMAML_BENCH_DATA`` or in the cache; None where there is none."""
+    """The file or archive of a data set, in ``AMAML_BENCH_DATA`` or in the cache; None where there is none.
+
+    Raises:
+        InputError: ``AMAML_BENCH_DATA`` names no directory.
+    """
     data = DATA[name]
     given = os.environ.get("AMAML_BENCH_DATA")
+    if given and not Path(given).is_dir():
+        raise InputError(f"AMAML_BENCH_DATA names {given}, which is no directory; correct it, or unset it.")
     for root in ([Path(given)] if given else []) + [cache_folder()]:
         for folder in (*(root / name for name in data.folders), root):
             for file in (*data.readers, *data.archives):
@@ -156,27 +165,33 @@ def fetch(name: str) -> Path:
     Raises:
         InputError: it cannot be fetched, or is not what was published; nothing is kept then.
     """
-    if (path := find(name)) is not None:
-        return path
+    return find(name) or _fetch(DATA[name].urls, DATA[name], cache_folder())
+
+
+_refusals: dict[tuple[str, ...], InputError] = {}  # a server that does not answer is waited for once
+
+
+def _fetch(urls: tuple[str, ...], data: RatingData, folder: Path) -> Path:
     import pooch  # which only a download needs
 
-    data = DATA[name]
+    if urls in _refusals:
+        raise _refusals[urls]
     pooch.get_logger().setLevel("WARNING")
-    try:
-        kept = pooch.retrieve(
-            data.url,
-            data.archive_hash,
-            fname=data.archives[-1],
-            path=cache_folder() / data.folders[0],
-            progressbar=False,
-        )
-    except Exception as error:  # of the network, in whichever of requests' and urllib3's many ways
-        told = str(error).splitlines()[0][:160]
-        raise InputError(
-            f"{data.title} cannot be fetched from {data.url} ({type(error).__name__}: {told}); download it yourself "
-            "and name its directory in AMAML_BENCH_DATA."
-        ) from error
-    return Path(kept)
+    told = []
+    for url in urls:
+        try:
+            kept = pooch.retrieve(
+                url, data.archive_hash, fname=data.archives[-1], path=folder / data.folders[0], progressbar=False
+            )
+        except Exception as error:  # of the network, in whichever of requests' and urllib3's many ways
+            told.append(f"{url} ({type(error).__name__}: {str(error).splitlines()[0][:160]})")
+        else:
+            return Path(kept)
+    _refusals[urls] = InputError(
+        f"{data.title} cannot be fetched from {', nor from '.join(told)}; download it yourself and name its directory "
+        "in AMAML_BENCH_DATA."
+    )
+    raise _refusals[urls]
 
 
 def load(name: str) -> Table:

@@ -59,7 +59,7 @@ class Ratings(TrainingProblem):
         """See ``BenchProblem.prepare``: the data are fetched where they are not at hand, the tasks counted."""
         data.show_terms(self.source, say)
         if data.find(self.source) is None:
-            say(f"Fetching {data.DATA[self.source].title} from {data.DATA[self.source].url}.")
+            say(f"Fetching {data.DATA[self.source].title} from {data.DATA[self.source].urls[0]}.")
             data.fetch(self.source)
         rated = _most_rated(self.source, self.items, self.min_ratings)[1].sum(1)
         able = int((rated >= self.shots + self.queries).sum())
@@ -94,7 +94,7 @@ class Ratings(TrainingProblem):
         scaled = ((rating - shift) / unit).to(device, dtype)
 
         def tasks(users: Tensor, support: Tensor, query: Tensor) -> am.TaskBatch:
-            mine = scaled[users]
+            mine, support, query = scaled[users], support.to(device), query.to(device)
             x = (one_hot[support], one_hot[query])
             y = (mine.gather(1, support).unsqueeze(-1), mine.gather(1, query).unsqueeze(-1))
             return am.TaskBatch(x[0], y[0], x[1], y[1])

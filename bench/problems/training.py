@@ -100,9 +100,10 @@ class TrainingProblem(MetaBenchProblem):
         self, seed: int, sample: int, dtype: torch.dtype = torch.float64, device: str = "cpu"
     ) -> tuple[am.MetaProblem, Tensor, am.TaskBatch]:
         """See ``MetaBenchProblem.instance``: the tasks follow from the seed, θ from the seed and the sample."""
-        made = self.arena(seed, dtype, device)
-        theta = made.theta if sample == 0 else self._theta(made.problem, seed, sample)
-        return made.problem, theta.to(device, dtype), made.batch(0)
+        made = self.arena(seed, torch.float64)
+        theta = self._theta(made.problem, seed, sample)
+        made.problem.model.to(device, dtype)
+        return made.problem, theta.to(device, dtype), made.batch(0).to(device, dtype)
 
     def _theta(self, problem: am.MetaProblem, seed: int, sample: int = 0) -> Tensor:
         return problem.initial_parameters(seed=seed * 100_003 + sample)

@@ -111,9 +111,23 @@ def test_of_a_truncated_checkpoint_the_one_before_is_used_and_said_so(left, regr
 
     resumed = go(regression, 12, directory=tmp_path, every=3, batch=batch)
     assert same(whole, resumed)
-    assert asked[0] == 6
+    assert asked[:2] == [0, 6]  # the first batch tells whether it is the same training
     (note,) = resumed.notes
     assert newest.name in note
+
+
+def test_a_checkpoint_with_a_changed_bit_is_damaged_too(regression, tmp_path):
+    whole = go(regression, 12)
+    go(regression, 7, directory=tmp_path, every=3)
+    newest = max(tmp_path.glob("*.pt"))
+    content = bytearray(newest.read_bytes())
+    at = content.find(torch.load(newest, weights_only=True)["meta"]["theta"].numpy().tobytes())
+    assert at > 0
+    content[at] ^= 1
+    newest.write_bytes(bytes(content))
+    resumed = go(regression, 12, directory=tmp_path, every=3)
+    assert same(whole, resumed)
+    assert newest.name in resumed.notes[0]
 
 
 def test_where_all_checkpoints_are_damaged_it_starts_anew_and_says_so(regression, tmp_path):
@@ -244,6 +258,8 @@ def test_bad_options_are_refused_by_name(changes, culprit, regression):
         ({"optimizer": SGD}, "another optimizer"),
         ({"optimizer": partial(torch.optim.Adam, lr=2e-3)}, "another optimizer"),
         ({"updates": 2}, "training of 4 updates"),
+        ({"seed": 1}, "another first task batch"),
+        ({"xi": 1e-9}, "another xi"),
     ],
 )
 def test_a_directory_of_another_training_is_refused(changes, culprit, regression, tmp_path):

@@ -237,6 +237,7 @@ def trained(
     status: str = "ok",
     size: float | None = None,
     more: dict[str, Any] | None = None,
+    more_options: dict[str, Any] | None = None,
     **rest: Any,
 ) -> Record:
     """One training and its test: the given nRMSE on each test task, which it approaches as 1 + 1/look."""
@@ -244,6 +245,8 @@ def trained(
     spread = 4.0 if ratings else 2.0
     mean = sum(errors) / max(len(errors), 1)
     options = {"inner_steps": inner_steps or test_steps, "inner_lr": 0.01} | ({"variant": variant} if variant else {})
+    options |= {"forward": "rk43", "backward": "discrete", "num_states": "accepted"} if method == "amaml" else {}
+    options |= more_options or {}
     asked = {"shots": shots, "queries": shots + 5, "test_steps": test_steps, "outer_updates": 5000, "samples": 1}
     asked |= {"normaliser": "range" if ratings else "task-std", "outer_lr": 1e-3} | (more or {})
     looks = [0.0, 50.0, 500.0, 5000.0]
