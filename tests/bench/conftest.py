@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # for what tests share, under every import mode of pytest
 
@@ -13,6 +14,11 @@ from stand_ins import ratings as synthetic_ratings
 from bench import runner
 from bench.problems import data
 from bench.records import Cell, Record, Store
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)  # several processes of several threads wait for each other more than they work
 
 
 @pytest.fixture(autouse=True)

@@ -191,9 +191,9 @@ def test_the_readme_shows_sweeps():
 
 
 def test_train_runs_an_experiment_and_resumes(cli, tmp_path):
-    few = [f"problem_options.{name}=" for name in ("outer_updates", "train_tasks", "test_tasks", "test_queries")]
-    small = [arg for name, n in zip(few, (4, 6, 3, 5), strict=True) for arg in ("--set", f"{name}{n}")]
-    asked = ["train", "regression", "--quick", "--only", "cosmixture_training/*maml K=*50shot*", *small]
+    few = {"outer_updates": 4, "train_tasks": 6, "test_tasks": 3, "test_queries": 5, "test_steps": 5}
+    small = [arg for name, n in few.items() for arg in ("--set", f"problem_options.{name}={n}")]
+    asked = ["train", "regression", "--quick", "--only", "*/cosmixture_training/*maml K=*50shot*", *small]
     first = cli(*asked, "--set", "engine=eager", "--set", "options.inner_steps=3", "--set", "seed=[1, 2]")
     assert first.returncode == 0, first.stderr
     assert "results/train_regression_quick/records.jsonl" in first.stdout

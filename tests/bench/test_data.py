@@ -201,7 +201,7 @@ def publisher(monkeypatch, tmp_path):
             "movielens_100k",
             replace(
                 data.DATA["movielens_100k"],
-                url=f"http://127.0.0.1:{server.server_port}/ml-100k.zip",
+                urls=(f"http://127.0.0.1:{server.server_port}/ml-100k.zip",),
                 archive_hash=f"md5:{md5(archive).hexdigest()}",
                 content_hash=data.content_hash(TABLE),
             ),
@@ -218,6 +218,7 @@ def test_what_is_fetched_is_kept(publisher):
 
 def test_a_wrong_checksum_is_refused_and_nothing_kept(publisher, monkeypatch):
     wrong = replace(data.DATA["movielens_100k"], archive_hash="md5:" + 32 * "0")
+    monkeypatch.setattr(data, "_refusals", {})
     monkeypatch.setitem(data.DATA, "movielens_100k", wrong)
     with pytest.raises(InputError, match=r"ml-100k.zip.*AMAML_BENCH_DATA"):
         data.fetch("movielens_100k")
@@ -225,10 +226,24 @@ def test_a_wrong_checksum_is_refused_and_nothing_kept(publisher, monkeypatch):
 
 
 def test_a_publisher_that_does_not_answer_is_told_of(publisher, monkeypatch):
-    gone = replace(data.DATA["movielens_100k"], url="http://127.0.0.1:9/ml-100k.zip")
+    gone = replace(data.DATA["movielens_100k"], urls=("http://127.0.0.1:9/ml-100k.zip",))
     monkeypatch.setitem(data.DATA, "movielens_100k", gone)
     with pytest.raises(InputError, match=r"127.0.0.1:9/ml-100k.zip.*AMAML_BENCH_DATA"):
         data.fetch("movielens_100k")
+
+
+def test_a_stored_copy_stands_in_for_a_publisher_that_does_not_answer(publisher, monkeypatch):
+    known = data.DATA["movielens_100k"]
+    both = replace(known, urls=("http://127.0.0.1:9/gone.zip", *known.urls))
+    monkeypatch.setitem(data.DATA, "movielens_100k", both)
+    data.fetch("movielens_100k")
+    assert equal(data.load("movielens_100k"), TABLE)
+
+
+def test_a_directory_that_is_none_is_told_of(monkeypatch, tmp_path):
+    monkeypatch.setenv("AMAML_BENCH_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match="nowhere"):
+        data.load("jester")
 
 
 def test_the_terms_are_shown_once(monkeypatch, tmp_path):

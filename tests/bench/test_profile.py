@@ -69,7 +69,7 @@ def test_what_needs_too_much_memory_is_not_timed(measure, cells):
 def test_a_second_profile_measures_only_what_failed(measure, cells, monkeypatch):
     measure(seconds=300)
     started = []
-    monkeypatch.setattr(Silent, "started", lambda self, cell: started.append(cell.method))
+    monkeypatch.setattr(Quiet, "started", lambda self, cell: started.append(cell.method))
     measure(seconds=300)
     assert started == ["maml"]
 

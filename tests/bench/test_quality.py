@@ -13,8 +13,7 @@ import amaml_core as am
 from bench import runner
 from bench.probes import quality
 from bench.problems import make_problem, resolved_options
-from bench.records import Cell, Store
-from bench.versions import benchmark_version
+from bench.records import METRICS, Cell, Store
 
 SMALL = {"shots": 8, "queries": 8, "train_tasks": 10, "test_tasks": 6, "test_queries": 12, "width": 6}
 SMALL |= {"test_steps": 10, "outer_updates": 40, "tasks": 3}
@@ -78,6 +77,7 @@ def test_the_curves_fit_together():
     assert samples["learning_seconds"] == sorted(samples["learning_seconds"])
     assert {len(samples[name]) for name in ("rmse", "rmse_in_sample", "target_std", "query_count")} == {6}
     json.dumps(samples, allow_nan=False)
+    assert set(metrics) <= set(METRICS)
 
 
 def test_every_method_meets_the_same_tasks_and_start():
@@ -141,25 +141,25 @@ def test_a_problem_without_training_is_refused(make_cell):
 
 def test_killed_and_run_again_it_ends_in_the_same_numbers(tmp_path, monkeypatch):
     """The runner with its workers dies in mid-training; a second run goes on and ends where an undisturbed one does."""
-    cell = small_cell("amaml", more={"outer_updates": 1200})
+    cell = small_cell("fomaml", more={"outer_updates": 3000})
     expected = measured(cell)
     sweep = tmp_path / "mine.toml"
-    options = "\n".join(f"{k} = {v}" for k, v in (SMALL | {"outer_updates": 1200}).items())
+    options = "\n".join(f"{k} = {v}" for k, v in (SMALL | {"outer_updates": 3000}).items())
     sweep.write_text(
-        f'description = "x"\n[[grid]]\nprobe = "quality"\nproblem = "cosmixture_training"\nmethod = "amaml"\n'
+        f'description = "x"\n[[grid]]\nprobe = "quality"\nproblem = "cosmixture_training"\nmethod = "fomaml"\n'
         f'dtype = "float64"\nseed = 1\n[grid.options]\ninner_steps = 4\ninner_lr = 0.05\n'
         f"[grid.problem_options]\n{options}\n"
     )
     command = [sys.executable, "-m", "bench", "run", str(sweep), "--out", str(tmp_path / "store")]
-    kept = tmp_path / "store" / "checkpoints" / f"{cell.cell_id}-{benchmark_version(cell)}"
+    kept = tmp_path / "store" / "checkpoints"
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
     deadline = time.monotonic() + 120
-    while not list(kept.glob("*.pt")) and process.poll() is None and time.monotonic() < deadline:
+    while not list(kept.glob(f"{cell.cell_id}-*/*.pt")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     assert process.poll() is None, process.communicate()
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    first = max(kept.glob("*.pt"))
+    first = max(kept.glob("*/*.pt"))
     first.write_bytes(first.read_bytes()[:100])  # and the last checkpoint is damaged
     subprocess.run(command, check=True, capture_output=True)
     (record,) = Store(tmp_path / "store").read()[0]
