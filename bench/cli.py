@@ -54,47 +54,56 @@ def list_command(what: Annotated[str, typer.Argument(help="methods, problems or 
     out.print("\n".join(lines), markup=False)
 
 
+OutDir = Annotated[Path | None, typer.Option("--out", help="store of the records [results/NAME of the sweep]")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda [cuda where there is one]")]
+Only = Annotated[str | None, typer.Option(help="only cells whose label or id matches")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, a TOML value, e.g. seed=3")]
+Memory = Annotated[str | None, typer.Option(help="most a worker may take, e.g. 8GiB [70 % of what is free]")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="print the cells and run nothing")]
+CellId = Annotated[
+    str | None, typer.Option("--cell", metavar="ID", help="run this one here, to debug it; keep no record")
+]
+RetryFailed = Annotated[bool, typer.Option(help="try failed cells again: diverged, timed out, out of memory")]
+Quiet = Annotated[bool, typer.Option(help="print only failures and the summary")]
+
+
 @app.command()
 def run(
     sweep: Annotated[str, typer.Argument(help="a sweep's name, or a TOML file")],
-    out_dir: Annotated[Path | None, typer.Option("--out", help="store of the records [results/SWEEP]")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda [cuda where there is one]")] = None,
-    only: Annotated[str | None, typer.Option(help="only cells whose label or id matches")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, a TOML value, e.g. seed=3")] = None,
-    memory: Annotated[str | None, typer.Option(help="most a worker may take, e.g. 8GiB [70 % of what is free]")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the cells and run nothing")] = False,
-    cell_id: Annotated[
-        str | None, typer.Option("--cell", metavar="ID", help="run this one here, to debug it; keep no record")
-    ] = None,
-    retry_failed: Annotated[
-        bool, typer.Option(help="try failed cells again: diverged, timed out, out of memory")
-    ] = False,
-    quiet: Annotated[bool, typer.Option(help="print only failures and the summary")] = False,
+    out_dir: OutDir = None,
+    device: Device = None,
+    only: Only = None,
+    set_: Set = None,
+    memory: Memory = None,
+    dry_run: DryRun = False,
+    cell_id: CellId = None,
+    retry_failed: RetryFailed = False,
+    quiet: Quiet = False,
 ) -> None:
     """Run a sweep. Running it again goes on where it stopped."""
     loaded = spec.load_spec(sweep, _overrides(set_ or []))
     cells = spec.expand(loaded, device=environment.choose_device(device), only=only)
-    if cell_id is not None:
-        _run_here(cells, cell_id)
-        return
-    _run(loaded, cells, out_dir, _bytes(memory), dry_run=dry_run, retry_failed=retry_failed, quiet=quiet)
+    _run(loaded, cells, out_dir, memory, cell_id, dry_run=dry_run, retry_failed=retry_failed, quiet=quiet)
 
 
 @app.command()
 def train(
     experiment: Annotated[str, typer.Argument(help=f"{' or '.join(spec.EXPERIMENTS)}")],
     quick: Annotated[bool, typer.Option("--quick", help="one seed and few outer updates: to see it work")] = False,
-    out_dir: Annotated[Path | None, typer.Option("--out", help="store of the records [results/train_NAME]")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda [cuda where there is one]")] = None,
-    only: Annotated[str | None, typer.Option(help="only cells whose label or id matches")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, a TOML value, e.g. seed=3")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the cells and run nothing")] = False,
-    quiet: Annotated[bool, typer.Option(help="print only failures and the summary")] = False,
+    out_dir: OutDir = None,
+    device: Device = None,
+    only: Only = None,
+    set_: Set = None,
+    memory: Memory = None,
+    dry_run: DryRun = False,
+    cell_id: CellId = None,
+    retry_failed: RetryFailed = False,
+    quiet: Quiet = False,
 ) -> None:
     """Meta-train by every method and test what each has learned. Running it again goes on where it stopped."""
     loaded = spec.load_experiment(experiment, _overrides(set_ or []), quick=quick)
     cells = spec.expand(loaded, device=environment.choose_device(device), only=only)
-    _run(loaded, cells, out_dir, None, dry_run=dry_run, retry_failed=False, quiet=quiet)
+    _run(loaded, cells, out_dir, memory, cell_id, dry_run=dry_run, retry_failed=retry_failed, quiet=quiet)
 
 
 @app.command()
@@ -112,12 +121,17 @@ def _run(
     loaded: spec.SweepSpec,
     cells: list[Cell],
     out_dir: Path | None,
-    memory_bytes: int | None,
+    memory: str | None,
+    cell_id: str | None,
     *,
     dry_run: bool,
     retry_failed: bool,
     quiet: bool,
 ) -> None:
+    if cell_id is not None:
+        _run_here(cells, cell_id)
+        return
+    memory_bytes = _bytes(memory)
     store = Store(out_dir or Path("results") / loaded.name)
     plan = runner.plan(loaded.name, cells, store, retry_failed=retry_failed)
     for complaint in plan.complaints:
@@ -159,9 +173,9 @@ def profile_command(
     memory: Annotated[str, typer.Option(help="what one outer update may take")] = "2GiB",
     minutes: Annotated[float, typer.Option(help="what the whole profile may take")] = 3.0,
     tolerance: Annotated[float, typer.Option(help="relative gradient error that you can live with")] = 0.05,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda [cuda where there is one]")] = None,
+    device: Device = None,
     out_dir: Annotated[Path | None, typer.Option("--out", help="store of the records [results/profile-NAME]")] = None,
-    quiet: Annotated[bool, typer.Option(help="print only failures and the outcome")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure all methods on your own model and recommend one. Running it again goes on where it stopped."""
     if template:

@@ -29,7 +29,7 @@ from bench.versions import benchmark_version
 from bench.worker import OUT_OF_MEMORY
 
 EXCLUSIVE_PROBES = TIMED_PROBES | {"allocator", "memory"}  # these run alone; others run two at once
-SHARED_WORKERS = 2
+SHARED_WORKERS = min(2, environment.usable_cores())
 MEMORY_SHARE = 0.7  # of what is available, for all workers that run at once
 WATCH_S = 0.1  # between two looks at a worker's time and memory
 READ_S = 5.0  # for the rest of an answer to arrive when its worker has ended
