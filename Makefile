@@ -7,9 +7,10 @@ DEVICE ?=
 RESULTS ?= results
 REPORT ?= report
 QUICK ?=
+ACCEPT ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test check bench bench-accuracy bench-memory bench-peers bench-time bench-work-precision experiments \
+.PHONY: help setup test check bench bench-accuracy bench-memory bench-peers bench-time bench-work-precision experiments gate \
 	report clean
 
 help: ## list the targets
@@ -33,6 +34,9 @@ check: $(STAMP) ## lint, format and type checks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+gate: $(STAMP) ## counters, memory and gradients against their committed baselines
+	$(BIN)/amaml-bench gate --out $(RESULTS)/gate $(if $(ACCEPT),--accept '$(ACCEPT)')
 
 bench: $(STAMP) ## the quick sweep and its report
 	$(BIN)/amaml-bench run smoke $(if $(DEVICE),--device $(DEVICE)) --out $(RESULTS)/smoke

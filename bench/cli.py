@@ -1,4 +1,4 @@
-"""``amaml-bench``: list what there is, run sweeps, train, profile."""
+"""``amaml-bench``: list what there is, run sweeps, train, profile, guard against regressions."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
@@ -19,12 +20,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from amaml_core import METHODS, InputError
-from bench import advice, environment, profile, runner, spec, worker
+from bench import advice, environment, gate, gate_time, profile, runner, spec, worker
 from bench.estimate import estimate
 from bench.peers import PEERS
 from bench.problems import PROBLEMS, data, make_problem
 from bench.progress import clock, make_reporter
 from bench.records import Cell, Status, Store, StoreBusyError, canonical_json
+from bench.verdict import Verdict
 
 END_SECONDS = 1.0  # for what a profile says when it is over
 DONE, BAD_INPUT, CELLS_FAILED, INTERRUPTED = 0, 2, 3, 130
@@ -104,6 +106,61 @@ def train(
     loaded = spec.load_experiment(experiment, _overrides(set_ or []), quick=quick)
     cells = spec.expand(loaded, device=environment.choose_device(device), only=only)
     _run(loaded, cells, out_dir, memory, cell_id, dry_run=dry_run, retry_failed=retry_failed, quiet=quiet)
+
+
+@app.command("gate")
+def gate_command(
+    accept: Annotated[
+        str | None, typer.Option(metavar="REASON", help="make what is measured now the baselines, for this reason")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="REV", help="compare times with this revision instead; takes half an hour")
+    ] = None,
+    blocks: Annotated[int, typer.Option(help="of the comparison of times; 10 cases need 10 at least")] = 14,
+    out_dir: Annotated[Path, typer.Option("--out", help="records and verdict")] = Path("results") / "gate",
+    device: Device = None,
+    quiet: Quiet = False,
+) -> None:
+    """Fail where a counter, memory or a gradient is worse than its baseline, or the head slower than a revision."""
+    if accept is not None and against is not None:
+        raise InputError("--accept is for baselines and --against needs none; use one of them.")
+    if accept is not None and not accept.strip():
+        raise InputError("--accept needs a reason: say why the new values are right.")
+    found = _against(against, blocks, out_dir) if against is not None else _gate(accept, out_dir, device, quiet)
+    found.publish(out_dir)
+    out.print(found.text(), markup=False)
+    raise typer.Exit(found.exit_code)
+
+
+def _gate(accept: str | None, out_dir: Path, device: str | None, quiet: bool) -> Verdict:
+    loaded = spec.load_spec(gate.SWEEP)
+    cells = spec.expand(loaded, device=environment.choose_device(device))
+    gate.cases(cells)
+    baselines = gate.read_baselines(gate.BASELINES)
+    store = Store(out_dir)
+    plan = replace(runner.plan(gate.SWEEP, cells, store), todo=cells, done=[])  # what was measured before may be stale
+    with make_reporter(plan, out, quiet) as reporter:
+        records, interrupted = runner.run(plan, store, timeout_s=loaded.timeout_s, reporter=reporter, say=err.print)
+    if interrupted:
+        err.print("Interrupted: there is no verdict. Run the same command again.")
+        raise typer.Exit(INTERRUPTED)
+    if accept is not None:
+        made = gate.accept(records, baselines, accept)
+        out.print(gate.diff(baselines, made) or "The baselines are as they were.", markup=False)
+        gate.write_baselines(made, gate.BASELINES)
+        baselines = made
+    return Verdict("gate", gate.judge(records, baselines))
+
+
+def _against(revision: str, blocks: int, out_dir: Path) -> Verdict:
+    title = f"gate --against {revision}"
+    if blocks < gate_time.FEWEST_BLOCKS:
+        raise InputError(f"--blocks {blocks} can never call a case slower; take {gate_time.FEWEST_BLOCKS} or more.")
+    try:
+        checks, notes = gate_time.compare(revision, blocks, out_dir, partial(out.print, markup=False))
+    except gate_time.NoVerdictError as error:
+        return Verdict(title, [], [str(error)])
+    return Verdict(title, checks, notes)
 
 
 @app.command()

@@ -21,7 +21,7 @@ from amaml_core import InputError
 from bench.problems import make_problem, resolved_options
 from bench.records import Cell
 
-PROBES = ("allocator", "counts", "error", "floor", "memory", "quality", "time")
+PROBES = ("allocator", "counts", "error", "floor", "memory", "quality", "regression", "time")
 ENGINES = ("eager", "compiled")  # "auto" would hide which of them was measured
 SWEEPS = files("bench") / "sweeps"
 EXPERIMENTS = ("regression", "ratings")  # the sweeps train_NAME

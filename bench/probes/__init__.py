@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.probes import allocator, counts, error, floor, memory, quality, time
+from bench.probes import allocator, counts, error, floor, memory, quality, regression, time
 
 PROBES = {
     "allocator": allocator.measure,
@@ -11,5 +11,6 @@ PROBES = {
     "floor": floor.measure,
     "memory": memory.measure,
     "quality": quality.measure,
+    "regression": regression.measure,
     "time": time.measure,
 }

@@ -1,0 +1,310 @@
+"""The gate's second tier: is the head slower than another revision? Both run in one job, block by block.
+
+A block is A B C C B A: A is the other revision, B the head, C the other revision once more, as a control. Each letter
+is a fresh process that runs ``bench/test_outer_update.py`` of its own checkout on one thread, and one observation of
+each case: its median. Within a block the drift of the machine cancels to first order.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from scipy import stats as scipy_stats
+
+from amaml_core import InputError
+from bench import environment
+from bench.stats import holm
+from bench.verdict import Check
+
+SUITE = "bench/test_outer_update.py"
+FEWEST_BLOCKS = 10  # with fewer, ten cases cannot be told apart from chance at ALPHA
+ORDERS = ("ABCCBA", "BACCAB")  # of the first stage and of the second
+ALPHA = 0.01
+MARGIN = math.log(1.05)  # a slowdown that is worth a red light
+CONFIDENCE = 0.95
+STEAL = 0.05  # the share of time that the host may take from this machine while it is watched
+PATIENCE = 5  # looks at a busy machine, before its block is given up
+LOOK_S = 1.0
+
+Observation = Mapping[str, float]
+"""Seconds of each case in one process."""
+Block = Mapping[str, Sequence[Observation]]
+"""The observations of each letter in one block."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One case's log-ratio of times over blocks.
+
+    Attributes:
+        mean: of the blocks' log-ratios.
+        low: lower end of the interval for it (Student's t).
+        high: upper end.
+        p: of the one-sided sign-flip test for "slower", adjusted by Holm's method.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p: float
+
+
+def effects(blocks: Sequence[Block], slow: str, fast: str) -> dict[str, Effect]:
+    """Of each case: how much slower one letter is than another.
+
+    The test takes all sign flips of the blocks' log-ratios: exact, whatever their distribution, as long as it is
+    symmetric where nothing has changed.
+    """
+    names = list(blocks[0][slow][0])
+    ratios = {name: np.array([_log_mean(b[slow], name) - _log_mean(b[fast], name) for b in blocks]) for name in names}
+    adjusted = holm([sign_flip(ratios[name]) for name in names])
+    found = {}
+    for name, p in zip(names, adjusted, strict=True):
+        low, high = interval(ratios[name])
+        found[name] = Effect(float(ratios[name].mean()), low, high, p)
+    return found
+
+
+def sign_flip(values: np.ndarray) -> float:
+    """One-sided p-value of "the mean is positive", over all sign flips."""
+    sums = _signs(len(values)) @ values
+    return float(np.mean(sums >= values.sum() - 1e-12 * np.abs(values).sum()))
+
+
+@cache
+def _signs(count: int) -> np.ndarray:
+    """All of them, a row each."""
+    return 1 - 2 * ((np.arange(2**count)[:, None] >> np.arange(count)) & 1)
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """Of the mean, by Student's t."""
+    if not np.ptp(values):
+        return float(values[0]), float(values[0])
+    found = scipy_stats.ttest_1samp(values, 0).confidence_interval(CONFIDENCE)
+    return float(found.low), float(found.high)
+
+
+def _log_mean(observations: Sequence[Observation], name: str) -> float:
+    return statistics.fmean(math.log(observation[name]) for observation in observations)
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """What the blocks of one stage say.
+
+    Attributes:
+        slower: cases with p < ``ALPHA`` whose whole interval lies beyond their margin.
+        fine: cases whose interval ends below ``MARGIN``: a noisy control must not let anything pass.
+        alarmed: cases in which the control is "slower" by the same rule: the same code twice.
+        effects: of the head against the other revision.
+        margins: log-ratio, by case: the larger of ``MARGIN`` and what the control shows there.
+    """
+
+    slower: tuple[str, ...]
+    fine: tuple[str, ...]
+    alarmed: tuple[str, ...]
+    effects: dict[str, Effect]
+    margins: dict[str, float]
+
+
+def rule(blocks: Sequence[Block]) -> Ruling:
+    """The verdict of one stage."""
+    found, control = effects(blocks, "B", "A"), effects(blocks, "C", "A")
+    margins = {name: max(MARGIN, abs(e.low), abs(e.high)) for name, e in control.items()}
+    return Ruling(
+        tuple(name for name, e in found.items() if e.p < ALPHA and e.low > margins[name]),
+        tuple(name for name, e in found.items() if e.high < MARGIN),
+        tuple(name for name, e in control.items() if e.p < ALPHA and e.low > MARGIN),
+        found,
+        margins,
+    )
+
+
+def judge(first: Sequence[Block], second: Callable[[Sequence[str]], Sequence[Block]]) -> tuple[list[Check], list[str]]:
+    """The checks and what is to be said of all of them.
+
+    Args:
+        first: the blocks of the first stage.
+        second: runs the second stage, in the other order, for the cases that the first calls slower.
+    """
+    ruling = rule(first)
+    again = rule(second(ruling.slower)) if ruling.slower else None
+    doubt = bool(ruling.alarmed or (again and again.alarmed))
+    checks = []
+    for name, effect in ruling.effects.items():
+        told = f"{_percent(effect.mean)} ({_percent(effect.low)} to {_percent(effect.high)}), p = {effect.p:.2g}"
+        told += f", margin {_percent(ruling.margins[name])}"
+        outcome = "pass" if name in ruling.fine else "insufficient"
+        if again is not None and name in ruling.slower:
+            confirmed = name in again.slower
+            outcome = ("advisory" if doubt else "fail") if confirmed else "insufficient"
+            told += f"; the second stage {'agrees' if confirmed else 'does not agree'}"
+            told += f": {_percent(again.effects[name].mean)}"
+        before, now = (_typical(first, letter, name) for letter in "AB")
+        checks.append(Check(name, "outer_update_seconds", outcome, before, now, told + "."))
+    notes = [f"{len(first)} blocks; a change below {_percent(MARGIN)} is let pass."]
+    if doubt:
+        who = ", ".join({*ruling.alarmed, *(again.alarmed if again else ())})
+        notes.append(f"The same code twice was told apart ({who}): on this machine, now, the times are advisory only.")
+    return checks, notes
+
+
+def _typical(blocks: Sequence[Block], letter: str, name: str) -> float:
+    return math.exp(statistics.median(_log_mean(block[letter], name) for block in blocks))
+
+
+def _percent(log_ratio: float) -> str:
+    return f"{100 * math.expm1(log_ratio):+.1f} %"
+
+
+def compare(revision: str, blocks: int, out_dir: Path, say: Callable[[str], None]) -> tuple[list[Check], list[str]]:
+    """This checkout against a revision of it: the checks and notes. All observations are kept in ``out_dir``.
+
+    Raises:
+        InputError: there is no such revision, or this program does not run from a checkout.
+        NoVerdictError: the two cannot be compared.
+    """
+    head = Path(__file__).parents[1]
+    kept: dict[str, list[Block]] = {}
+
+    def keep(stage: int, found: list[Block]) -> list[Block]:
+        kept[f"stage {stage + 1}"] = found
+        out_dir.mkdir(parents=True, exist_ok=True)
+        (out_dir / "observations.json").write_text(json.dumps({"against": revision, **kept}, indent=1) + "\n")
+        return found
+
+    with checkout(revision, head) as base:
+        comparable(base, head)
+        first = keep(0, measure(base, head, 0, (), blocks, say))
+        return judge(first, lambda only: keep(1, measure(base, head, 1, only, blocks, say)))
+
+
+@contextmanager
+def checkout(revision: str, root: Path) -> Iterator[Path]:
+    """A worktree of this revision beside the head, removed afterwards.
+
+    Raises:
+        InputError: there is no such revision, or this is no checkout.
+    """
+    with tempfile.TemporaryDirectory(prefix="gate-") as directory:
+        path = Path(directory) / "tree"
+        done = _git(root, "worktree", "add", "--detach", str(path), revision)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["git failed"])[-1]
+            raise InputError(f"--against {revision}: {last}; give a revision of this repository (fetch it first).")
+        try:
+            yield path
+        finally:
+            _git(root, "worktree", "remove", "--force", str(path))
+
+
+def _git(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True)
+
+
+class NoVerdictError(RuntimeError):
+    """The two revisions cannot be compared; the message says why."""
+
+
+def observe(tree: Path, only: Sequence[str] = ()) -> tuple[dict[str, float], dict[str, Any]]:
+    """One process of a tree's suite: seconds of each case, and what each says of itself.
+
+    Raises:
+        NoVerdictError: the suite is not there, fails, or measured another tree's code.
+    """
+    if not (tree / SUITE).exists():
+        raise NoVerdictError(f"{tree} has no {SUITE}: there is nothing to compare with.")
+    with tempfile.TemporaryDirectory() as directory:
+        answer = Path(directory) / "answer.json"
+        chosen = [f"{SUITE}::test_outer_update[{name}]" for name in only] or [SUITE]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [*command, *chosen, f"--benchmark-json={answer}"],
+            cwd=tree,
+            env={**_environment(), **threads, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            last = (done.stdout.strip().splitlines() or ["no output"])[-1]
+            raise NoVerdictError(f"The suite of {tree} failed: {last}")
+        told = json.loads(answer.read_text())["benchmarks"]
+    seconds = {bench["params"]["name"]: bench["stats"]["median"] for bench in told}
+    about = {bench["params"]["name"]: (bench["extra_info"]["suite"], bench["extra_info"]["cell_id"]) for bench in told}
+    if roots := {bench["extra_info"]["root"] for bench in told} - {str(tree)}:
+        raise NoVerdictError(f"The suite of {tree} measured the code of {roots.pop()}.")
+    return seconds, about
+
+
+def _environment() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "GITHUB_"))}
+
+
+def comparable(base: Path, head: Path) -> None:
+    """Run both suites once, which also fills the caches.
+
+    Raises:
+        NoVerdictError: they do not measure the same.
+    """
+    if observe(base)[1] != observe(head)[1]:
+        raise NoVerdictError(
+            "The two revisions do not measure the same: their suites, problems or cases differ; take a newer one."
+        )
+
+
+def measure(
+    base: Path, head: Path, stage: int, only: Sequence[str], blocks: int, say: Callable[[str], None]
+) -> list[Block]:
+    """So many blocks of one stage. A block is given up for a busy machine before it begins, never for its times.
+
+    Raises:
+        NoVerdictError: the machine was never quiet enough.
+    """
+    found: list[Block] = []
+    began, given_up = time.monotonic(), 0
+    while len(found) < blocks:
+        if trouble := _wait_for_quiet():
+            given_up += 1
+            say(f"A block is given up: {trouble}.")
+            if given_up > blocks:
+                raise NoVerdictError(f"The machine is too busy to time anything: {trouble}.")
+            continue
+        block: dict[str, list[Observation]] = {"A": [], "B": [], "C": []}
+        for letter in ORDERS[stage]:
+            block[letter].append(observe(head if letter == "B" else base, only)[0])
+        found.append(block)
+        left = (time.monotonic() - began) / len(found) * (blocks - len(found))
+        say(f"Stage {stage + 1}: block {len(found)} of {blocks}, {left / 60:.1f} min left")
+    return found
+
+
+def _wait_for_quiet() -> str:
+    """Empty as soon as the machine is quiet; else what troubled it at the last look."""
+    trouble = ""
+    for _ in range(PATIENCE):
+        before = psutil.cpu_times()
+        trouble = environment.busy(LOOK_S)
+        after = psutil.cpu_times()
+        steal = getattr(after, "steal", 0.0) - getattr(before, "steal", 0.0)
+        if steal > STEAL * LOOK_S * (psutil.cpu_count() or 1):
+            trouble = f"the host took {steal:.2f} s of {LOOK_S:g} s"
+        if not trouble:
+            break
+    return trouble

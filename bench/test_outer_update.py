@@ -1,0 +1,45 @@
+"""One outer update a case of ``sweeps/regression.toml``, for pytest-benchmark and what builds on it.
+
+``pytest bench/test_outer_update.py`` measures; ``--benchmark-autosave``, ``pytest-benchmark compare`` and histograms
+work as they do elsewhere. The deterministic counters stand in ``extra_info``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import amaml_core
+from bench import gate
+from bench.problems import make_problem
+from bench.spec import expand, load_spec
+from bench.versions import source_hash
+
+CASES = gate.cases(expand(load_spec(gate.SWEEP)))
+WARMUP, ROUNDS = 1, 5
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_outer_update(benchmark: Any, name: str) -> None:
+    """Warmed up; the set-up is not timed, and garbage is collected before each round."""
+    cell = CASES[name]
+    update = make_problem(cell.problem, cell.problem_options).update(cell, 0)
+    out = benchmark.pedantic(update, rounds=ROUNDS, warmup_rounds=WARMUP)
+    assert not any(status == "diverged" for status in out.status)
+    benchmark.extra_info |= {
+        "cell_id": cell.cell_id,
+        "suite": source_hash("bench/test_outer_update.py", "bench/problems"),
+        "root": str(Path(amaml_core.__file__).parents[1]),
+        **out.stats,
+    }

@@ -1,0 +1,224 @@
+"""The gate's second tier: its statistics on synthetic blocks, its processes on small trees."""
+
+import itertools
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from amaml_core import InputError
+from bench import gate_time
+from bench.gate_time import NoVerdictError, judge, rule
+
+ROOT = Path(__file__).parents[2]
+CASES = [f"case{i}" for i in range(10)]
+
+
+def blocks(seed, count=14, slower=0.0, noise=0.02, cases=CASES, control=0.0):
+    """Observations of A, B and C in which B is slower in the first case."""
+    rng = np.random.default_rng(seed)
+
+    def observe(letter):
+        shift = {"A": 0.0, "B": slower, "C": control}[letter]
+        return {n: math.exp(rng.normal(0, noise) + (shift if n == cases[0] else 0.0)) for n in cases}
+
+    return [{letter: [observe(letter), observe(letter)] for letter in "ABC"} for _ in range(count)]
+
+
+def test_the_sign_flip_test_takes_all_sign_flips():
+    values = np.array([0.3, -0.1, 0.2, 0.05, 0.15, -0.02])
+    flips = [np.mean(np.array(signs) * values) for signs in itertools.product((1, -1), repeat=len(values))]
+    assert gate_time.sign_flip(values) == pytest.approx(np.mean(np.array(flips) >= values.mean() - 1e-15))
+    assert gate_time.sign_flip(np.zeros(5)) == 1.0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_sign_flip_test_is_scipys(seed):
+    values = np.random.default_rng(seed).normal(0.3, 1, 11)
+    theirs = scipy.stats.permutation_test(
+        (values,), np.mean, permutation_type="samples", alternative="greater", n_resamples=2**11
+    )
+    assert gate_time.sign_flip(values) == pytest.approx(theirs.pvalue)
+
+
+def test_fewest_blocks_is_where_ten_cases_can_be_rejected():
+    best = [
+        gate_time.sign_flip(np.full(n, 0.1)) * len(CASES)
+        for n in (gate_time.FEWEST_BLOCKS - 1, gate_time.FEWEST_BLOCKS)
+    ]
+    assert best[1] < gate_time.ALPHA < best[0]
+
+
+def test_the_interval_is_students():
+    values = np.random.default_rng(0).normal(0.1, 0.02, 14)
+    low, high = gate_time.interval(values)
+    half = 2.160368656461013 * values.std(ddof=1) / math.sqrt(14)  # t(13) at 97.5 %, from tables
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half))
+    assert gate_time.interval(np.full(3, 0.2)) == (0.2, 0.2)
+
+
+def test_a_slowdown_is_found_and_nothing_else():
+    ruling = rule(blocks(0, slower=math.log(1.15)))
+    assert ruling.slower == ("case0",)
+    assert set(ruling.fine) == set(CASES[1:])
+    assert not ruling.alarmed
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_identical_code_raises_no_alarm(seed):
+    ruling = rule(blocks(seed))
+    assert not ruling.slower
+    assert not ruling.alarmed
+
+
+def test_a_small_slowdown_is_let_pass_and_a_noisy_one_decides_nothing():
+    assert "case0" in rule(blocks(1, slower=math.log(1.01))).fine
+    noisy = rule(blocks(1, slower=math.log(1.1), noise=0.3))
+    assert not noisy.slower
+    assert "case0" not in noisy.fine
+
+
+def test_the_controls_own_spread_widens_the_margin():
+    ruling = rule(blocks(2, control=math.log(1.2)))
+    assert ruling.margins["case0"] > math.log(1.15)
+    assert ruling.margins["case1"] == pytest.approx(gate_time.MARGIN, abs=0.02)
+    assert ruling.alarmed == ("case0",)
+
+
+@pytest.mark.parametrize(
+    ("second", "outcome", "word"),
+    [
+        (blocks(4, slower=0.14, cases=CASES[:1]), "fail", "agrees"),
+        (blocks(5, cases=CASES[:1]), "insufficient", "does not agree"),
+        (blocks(6, slower=0.14, cases=CASES[:1], control=0.14), "insufficient", "does not agree"),
+    ],
+)
+def test_a_second_stage_has_to_agree(second, outcome, word):
+    asked = []
+    checks, _ = judge(blocks(3, slower=0.14), lambda only: asked.append(only) or second)
+    assert asked == [("case0",)]
+    assert checks[0].outcome == outcome
+    assert word in checks[0].text
+    assert {check.outcome for check in checks[1:]} == {"pass"}
+
+
+def test_an_alarm_of_the_control_makes_it_advisory():
+    def with_odd_control(seed):
+        made = blocks(seed, slower=0.3)
+        for block in made:
+            for seen in block["C"]:
+                seen["case5"] *= 1.2
+        return made
+
+    checks, notes = judge(with_odd_control(7), lambda only: blocks(8, slower=0.3, cases=list(only)))
+    assert checks[0].outcome == "advisory"
+    assert "case5" in notes[-1]
+
+
+def test_without_suspects_there_is_no_second_stage():
+    checks, notes = judge(blocks(9), lambda only: pytest.fail("ran"))
+    assert {check.outcome for check in checks} == {"pass"}
+    assert len(notes) == 1
+
+
+SUITE = """
+import pytest
+from pathlib import Path
+
+@pytest.mark.parametrize("name", ["fast", "slow"])
+def test_outer_update(benchmark, name):
+    benchmark.pedantic(lambda: None, rounds=2)
+    benchmark.extra_info |= {{"cell_id": name + "{cell}", "suite": "s", "root": {root}}}
+"""
+
+
+@pytest.fixture
+def make_tree(tmp_path):
+    def make(name, cell="", root="str(Path(__file__).parents[1])"):
+        tree = tmp_path / name
+        (tree / "bench").mkdir(parents=True)
+        (tree / "bench" / "test_outer_update.py").write_text(SUITE.format(cell=cell, root=root))
+        return tree
+
+    return make
+
+
+def test_a_process_is_one_observation_of_each_case(make_tree):
+    tree = make_tree("a")
+    seconds, about = gate_time.observe(tree)
+    assert set(seconds) == {"fast", "slow"}
+    assert all(value > 0 for value in seconds.values())
+    assert about == {"fast": ("s", "fast"), "slow": ("s", "slow")}
+    assert set(gate_time.observe(tree, ["slow"])[0]) == {"slow"}
+
+
+def test_what_cannot_be_compared_is_no_verdict(make_tree, tmp_path):
+    with pytest.raises(NoVerdictError, match="do not measure the same"):
+        gate_time.comparable(make_tree("a"), make_tree("b", cell="2"))
+    with pytest.raises(NoVerdictError, match="nothing to compare with"):
+        gate_time.observe(tmp_path)
+    with pytest.raises(NoVerdictError, match="measured the code of /elsewhere"):
+        gate_time.observe(make_tree("c", root="'/elsewhere'"))
+    with pytest.raises(NoVerdictError, match="failed: 2 failed"):
+        gate_time.observe(make_tree("d", root="1 / 0"))
+
+
+def test_blocks_are_in_order_and_given_up_before_they_begin(monkeypatch):
+    seen, busy, said = [], iter(["busy", "", "busy", ""]), []
+    monkeypatch.setattr(gate_time, "_wait_for_quiet", lambda: next(busy))
+    monkeypatch.setattr(gate_time, "observe", lambda tree, only: (seen.append(tree.name) or {"case": 1.0}, {}))
+    found = gate_time.measure(Path("base"), Path("head"), 1, (), 2, said.append)
+    letters = {"A": "base", "B": "head", "C": "base"}
+    assert seen == [letters[letter] for letter in gate_time.ORDERS[1]] * 2
+    assert all(len(block[letter]) == 2 for block in found for letter in "ABC")
+    assert sum("given up" in line for line in said) == 2
+
+
+def test_a_machine_that_is_never_quiet_is_no_verdict(monkeypatch):
+    monkeypatch.setattr(gate_time, "_wait_for_quiet", lambda: "busy")
+    with pytest.raises(NoVerdictError, match="too busy"):
+        gate_time.measure(Path("base"), Path("head"), 0, (), 2, lambda line: None)
+
+
+@pytest.fixture
+def repository(tmp_path):
+    root = tmp_path / "repository"
+    root.mkdir()
+    me = ["-c", "user.name=me", "-c", "user.email=me@example.org"]
+    (root / "file").write_text("one")
+    for command in (["init", "-q"], ["add", "."], [*me, "commit", "-qm", "one"]):
+        subprocess.run(["git", "-C", str(root), *command], check=True)
+    (root / "file").write_text("two")
+    return root
+
+
+def test_a_revision_is_checked_out_beside_the_head_and_removed(repository):
+    with gate_time.checkout("HEAD", repository) as tree:
+        assert (tree / "file").read_text() == "one"
+    assert not tree.exists()
+    listed = subprocess.run(["git", "-C", str(repository), "worktree", "list"], capture_output=True, text=True)
+    assert listed.stdout.count("\n") == 1
+    assert (repository / "file").read_text() == "two"
+
+
+def test_an_unknown_revision_is_bad_input(repository):
+    with pytest.raises(InputError, match="--against nothing"), gate_time.checkout("nothing", repository):
+        pass
+
+
+def test_the_suite_works_with_pytest_benchmark(tmp_path):
+    answer = tmp_path / "answer.json"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--benchmark-json={answer}"]
+    done = subprocess.run(
+        [*command, "bench/test_outer_update.py::test_outer_update[maml-K25]"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+    (bench,) = json.loads(answer.read_text())["benchmarks"]
+    assert bench["stats"]["rounds"] == 5
+    assert bench["extra_info"]["grad_evals"] == 25
+    assert bench["extra_info"]["root"] == str(ROOT)
