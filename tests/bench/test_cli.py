@@ -226,3 +226,18 @@ def test_what_train_and_fetch_cannot_do_is_told(cli, arguments, culprit):
     done = cli(*arguments)
     assert done.returncode == 2
     assert culprit in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--accept", " "], "--accept needs a reason"),
+        (["--accept", "a", "--against", "HEAD"], "use one of them"),
+        (["--against", "HEAD", "--blocks", "9"], "can never call a case slower; take 10 or more"),
+        (["--against", "no-such-revision"], "give a revision of this repository"),
+    ],
+)
+def test_gate_refuses_what_makes_no_sense(cli, arguments, sentence):
+    done = cli("gate", *arguments, "--out", "g")
+    assert done.returncode == 2
+    assert sentence in done.stderr
