@@ -204,6 +204,7 @@ def checkout(revision: str, root: Path) -> Iterator[Path]:
     """
     with tempfile.TemporaryDirectory(prefix="gate-") as directory:
         path = Path(directory) / "tree"
+        _git(root, "worktree", "prune")  # what a killed run left
         done = _git(root, "worktree", "add", "--detach", str(path), revision)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["git failed"])[-1]
