@@ -185,7 +185,7 @@ def _by_name(group: pd.DataFrame, test_steps: int) -> dict[str, pd.DataFrame]:
 
 def _name(row: pd.Series, test_steps: int) -> str:
     name = f"{row.method} {row.variant}" if row.variant else row.method
-    if row.method == OURS and (row.forward, row.backward) != ("rk43", "discrete"):  # the same target by other means
+    if row.method == OURS and row.backward != "discrete":  # the same target by other means
         name = f"{name} ({row.forward}, {row.backward})"
     if row.inner_steps == test_steps:
         return f"{name} (all steps)" if row.method == "maml" else name
