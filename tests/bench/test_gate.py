@@ -12,7 +12,7 @@ from bench.records import Record
 from bench.spec import expand, load_spec
 
 SMALL = {f"problem_options.{key}": value for key, value in {"shots": 5, "queries": 5, "tasks": 2, "width": 4}.items()}
-AMAML = "amaml-K100-rk4-rk4-20"
+AMAML = "amaml-K50-rk4-rk4-10"
 
 
 def take(*names):
@@ -81,14 +81,14 @@ def test_a_second_copy_of_the_trajectory_is_caught(judge, monkeypatch):
 
 
 def test_a_retained_graph_is_caught(judge, monkeypatch):
-    again = judge("fomaml-K100")
+    again = judge("fomaml-K50")
 
     def attached(self, u, *, create_graph=False):
         self.stats["grad_evals"] += 1
         return inner._gradient(self, u if u.requires_grad else u.detach().requires_grad_())[0]
 
     monkeypatch.setattr(inner.InnerProblem, "gradient", attached)
-    assert {("fomaml-K100", "peak_saved_bytes"), ("fomaml-K100", "peak_live_bytes")} <= again()
+    assert {("fomaml-K50", "peak_saved_bytes"), ("fomaml-K50", "peak_live_bytes")} <= again()
 
 
 def test_a_solver_step_too_many_is_caught(judge, monkeypatch):
@@ -102,10 +102,21 @@ def test_a_solver_step_too_many_is_caught(judge, monkeypatch):
 
 
 def test_the_loss_of_an_order_is_caught_by_the_law_and_by_the_error(judge, monkeypatch):
-    again = judge(AMAML, "amaml-K100-rk4-rk4-40")
+    again = judge(AMAML, "amaml-K50-rk4-rk4-20")
     monkeypatch.setitem(BACKWARD, "rk4", HEUN)
     law = next(law for law in gate.LAWS if law.name == "order 4 of rk4")
     assert {("order 4 of rk4", "slope"), (AMAML, "rel_error_flow")} <= again([law])
+
+
+def test_an_error_of_zero_has_no_slope_and_says_so(clean):
+    law = next(law for law in gate.LAWS if law.name == "order 4 of rk4")
+    exact = [
+        record.model_copy(update={"metrics": record.metrics | {law.metric: 0.0}})
+        for record in clean(AMAML, "amaml-K50-rk4-rk4-20")
+    ]
+    (check,) = [check for check in gate.judge(exact, {}, [law]) if check.metric == "slope"]
+    assert check.outcome == "fail"
+    assert "no slope" in check.text
 
 
 def test_a_counter_that_disagrees_with_itself_fails_even_where_it_is_better(clean):
