@@ -114,7 +114,7 @@ def gate_command(
         str | None, typer.Option(metavar="REASON", help="make what is measured now the baselines, for this reason")
     ] = None,
     against: Annotated[
-        str | None, typer.Option(metavar="REV", help="compare times with this revision instead; takes half an hour")
+        str | None, typer.Option(metavar="REV", help="compare times with this revision instead; takes ten minutes")
     ] = None,
     blocks: Annotated[int, typer.Option(help="of the comparison of times; 10 cases need 10 at least")] = 14,
     out_dir: Annotated[Path, typer.Option("--out", help="records and verdict")] = Path("results") / "gate",
@@ -154,8 +154,9 @@ def _gate(accept: str | None, out_dir: Path, device: str | None, quiet: bool) ->
 
 def _against(revision: str, blocks: int, out_dir: Path) -> Verdict:
     title = f"gate --against {revision}"
-    if blocks < gate_time.FEWEST_BLOCKS:
-        raise InputError(f"--blocks {blocks} can never call a case slower; take {gate_time.FEWEST_BLOCKS} or more.")
+    if not gate_time.FEWEST_BLOCKS <= blocks <= gate_time.MOST_BLOCKS:
+        fewest, most = gate_time.FEWEST_BLOCKS, gate_time.MOST_BLOCKS
+        raise InputError(f"--blocks {blocks}: with fewer than {fewest} no case can be called slower; at most {most}.")
     try:
         checks, notes = gate_time.compare(revision, blocks, out_dir, partial(out.print, markup=False))
     except gate_time.NoVerdictError as error:

@@ -146,7 +146,7 @@ def describe(device: str, threads: int) -> dict[str, Any]:
             gpu=gpu,
             driver=_driver() if device == "cuda" else "",
             packages={name: found for name in PACKAGES if (found := installed(name))},
-            git_revision=_git_revision(),
+            git_revision=git_revision(Path(__file__).parent),
         )
     )
 
@@ -202,11 +202,12 @@ def _gpu_clock() -> tuple[int, str]:
     return clock, ", ".join(sorted(name for name, bit in named.items() if bit and bit & reasons == bit))
 
 
-def _git_revision() -> str:
+def git_revision(directory: Path) -> str:
+    """The commit that is checked out, with "+dirty" where files differ from it; empty where there is none."""
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--abbrev=12", "--dirty=+dirty"],
-            cwd=Path(__file__).parent,
+            cwd=directory,
             capture_output=True,
             text=True,
             timeout=10,

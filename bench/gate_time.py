@@ -18,12 +18,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
+from pydantic import BaseModel, ConfigDict
 from scipy import stats as scipy_stats
 
 from amaml_core import InputError
@@ -33,6 +35,7 @@ from bench.verdict import Check
 
 SUITE = "bench/test_outer_update.py"
 FEWEST_BLOCKS = 10  # with fewer, ten cases cannot be told apart from chance at ALPHA
+MOST_BLOCKS = 18  # all of their 2^18 sign flips are tried
 ORDERS = ("ABCCBA", "BACCAB")  # of the first stage and of the second
 ALPHA = 0.01
 MARGIN = math.log(1.05)  # a slowdown that is worth a red light
@@ -71,37 +74,46 @@ def effects(blocks: Sequence[Block], slow: str, fast: str) -> dict[str, Effect]:
     symmetric where nothing has changed.
     """
     names = list(blocks[0][slow][0])
-    ratios = {name: np.array([_log_mean(b[slow], name) - _log_mean(b[fast], name) for b in blocks]) for name in names}
-    adjusted = holm([sign_flip(ratios[name]) for name in names])
-    found = {}
-    for name, p in zip(names, adjusted, strict=True):
-        low, high = interval(ratios[name])
-        found[name] = Effect(float(ratios[name].mean()), low, high, p)
-    return found
+    ratios = log_ratios(blocks, slow, fast)
+    adjusted = holm(sign_flip(ratios).tolist())
+    ends = zip(*interval(ratios), strict=True)
+    return {
+        name: Effect(float(mean), float(low), float(high), p)
+        for name, mean, (low, high), p in zip(names, ratios.mean(0), ends, adjusted, strict=True)
+    }
 
 
-def sign_flip(values: np.ndarray) -> float:
-    """One-sided p-value of "the mean is positive", over all sign flips."""
-    sums = _signs(len(values)) @ values
-    return float(np.mean(sums >= values.sum() - 1e-12 * np.abs(values).sum()))
+def log_ratios(blocks: Sequence[Block], slow: str, fast: str) -> np.ndarray:
+    """Of one letter's times to another's, ``[blocks, cases]``."""
+    names = list(blocks[0][slow][0])
+    return np.array([[_log_mean(b[slow], name) - _log_mean(b[fast], name) for name in names] for b in blocks])
+
+
+def sign_flip(values: np.ndarray) -> np.ndarray:
+    """One-sided p-values of "the mean is positive", over all sign flips: ``[cases]`` from ``[blocks, cases]``."""
+    slack = 1e-12 * np.abs(values).sum(0)
+    return (_signs(len(values)) @ values >= values.sum(0) - slack).mean(0)
 
 
 @cache
 def _signs(count: int) -> np.ndarray:
     """All of them, a row each."""
-    return 1 - 2 * ((np.arange(2**count)[:, None] >> np.arange(count)) & 1)
+    return 1.0 - 2 * ((np.arange(2**count)[:, None] >> np.arange(count)) & 1)
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """Of the mean, by Student's t."""
-    if not np.ptp(values):
-        return float(values[0]), float(values[0])
-    found = scipy_stats.ttest_1samp(values, 0).confidence_interval(CONFIDENCE)
-    return float(found.low), float(found.high)
+def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of the means, by Student's t: two of ``[cases]`` from ``[blocks, cases]``."""
+    half = _quantile(len(values)) * values.std(0, ddof=1) / math.sqrt(len(values))
+    return values.mean(0) - half, values.mean(0) + half
+
+
+@cache
+def _quantile(count: int) -> float:
+    return float(scipy_stats.t.ppf((1 + CONFIDENCE) / 2, count - 1))
 
 
 def _log_mean(observations: Sequence[Observation], name: str) -> float:
-    return statistics.fmean(math.log(observation[name]) for observation in observations)
+    return sum(math.log(observation[name]) for observation in observations) / len(observations)
 
 
 @dataclass(frozen=True)
@@ -181,18 +193,66 @@ def compare(revision: str, blocks: int, out_dir: Path, say: Callable[[str], None
         NoVerdictError: the two cannot be compared.
     """
     head = Path(__file__).parents[1]
-    kept: dict[str, list[Block]] = {}
-
-    def keep(stage: int, found: list[Block]) -> list[Block]:
-        kept[f"stage {stage + 1}"] = found
-        out_dir.mkdir(parents=True, exist_ok=True)
-        (out_dir / "observations.json").write_text(json.dumps({"against": revision, **kept}, indent=1) + "\n")
-        return found
-
     with checkout(revision, head) as base:
         comparable(base, head)
-        first = keep(0, measure(base, head, 0, (), blocks, say))
-        return judge(first, lambda only: keep(1, measure(base, head, 1, only, blocks, say)))
+        kept = Observations(
+            against=revision,
+            base=environment.git_revision(base),
+            head=environment.git_revision(head),
+            environment=environment.describe("cpu", 1),
+            began_at=_now(),
+        )
+        stages: list[list[Block]] = []
+
+        def stage(only: Sequence[str]) -> list[Block]:
+            stages.append([])
+            for block in measure(base, head, len(stages) - 1, only, blocks, say):
+                stages[-1].append(block)
+                write(kept.model_copy(update={"stages": stages}), out_dir)
+            return stages[-1]
+
+        answer = judge(stage(()), stage)
+        write(kept.model_copy(update={"stages": stages, "ended_at": _now()}), out_dir)
+        return answer
+
+
+class Observations(BaseModel):
+    """All that a comparison saw, for those who do not trust its verdict.
+
+    Attributes:
+        against: the other revision as it was asked for.
+        base: its commit.
+        head: this checkout's, with "+dirty" where files differ from it.
+        environment: what ``environment.describe`` tells.
+        began_at: in UTC.
+        ended_at: empty while it runs, and where it was killed.
+        stages: the blocks of the first stage and of the second.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    against: str
+    base: str
+    head: str
+    environment: dict[str, Any]
+    began_at: str
+    ended_at: str = ""
+    stages: list[list[dict[str, list[dict[str, float]]]]] = []
+
+
+OBSERVATIONS = "observations.json"
+
+
+def write(observations: Observations, directory: Path) -> None:
+    """Into a directory, as a whole."""
+    directory.mkdir(parents=True, exist_ok=True)
+    part = directory / f"{OBSERVATIONS}.part"
+    part.write_text(observations.model_dump_json(indent=1) + "\n")
+    part.replace(directory / OBSERVATIONS)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @contextmanager
@@ -272,15 +332,16 @@ def comparable(base: Path, head: Path) -> None:
 
 def measure(
     base: Path, head: Path, stage: int, only: Sequence[str], blocks: int, say: Callable[[str], None]
-) -> list[Block]:
-    """So many blocks of one stage. A block is given up for a busy machine before it begins, never for its times.
+) -> Iterator[Block]:
+    """So many blocks of one stage, as they are made.
+
+    A block is given up for a busy machine before it begins, never for its times.
 
     Raises:
         NoVerdictError: the machine was never quiet enough.
     """
-    found: list[Block] = []
-    began, given_up = time.monotonic(), 0
-    while len(found) < blocks:
+    began, given_up, made = time.monotonic(), 0, 0
+    while made < blocks:
         if trouble := _wait_for_quiet():
             given_up += 1
             say(f"A block is given up: {trouble}.")
@@ -290,10 +351,10 @@ def measure(
         block: dict[str, list[Observation]] = {"A": [], "B": [], "C": []}
         for letter in ORDERS[stage]:
             block[letter].append(observe(head if letter == "B" else base, only)[0])
-        found.append(block)
-        left = (time.monotonic() - began) / len(found) * (blocks - len(found))
-        say(f"Stage {stage + 1}: block {len(found)} of {blocks}, {left / 60:.1f} min left")
-    return found
+        made += 1
+        left = (time.monotonic() - began) / made * (blocks - made)
+        say(f"Stage {stage + 1}: block {made} of {blocks}, {left / 60:.1f} min left")
+        yield block
 
 
 def _wait_for_quiet() -> str:

@@ -19,7 +19,7 @@ from bench.spec import expand, load_spec
 from bench.versions import source_hash
 
 CASES = gate.cases(expand(load_spec(gate.SWEEP)))
-WARMUP, ROUNDS = 1, 5
+WARMUP, ROUNDS = 1, 3
 
 
 @pytest.fixture(autouse=True)

@@ -233,7 +233,7 @@ def test_what_train_and_fetch_cannot_do_is_told(cli, arguments, culprit):
     [
         (["--accept", " "], "--accept needs a reason"),
         (["--accept", "a", "--against", "HEAD"], "use one of them"),
-        (["--against", "HEAD", "--blocks", "9"], "can never call a case slower; take 10 or more"),
+        (["--against", "HEAD", "--blocks", "9"], "with fewer than 10 no case can be called slower"),
         (["--against", "no-such-revision"], "give a revision of this repository"),
     ],
 )

@@ -20,7 +20,7 @@ def test_an_environment_is_plain_json_and_says_what_a_number_depends_on():
 def test_what_changes_by_the_moment_is_never_in_a_key(monkeypatch):
     before = environment.describe("cpu", threads=1)
     monkeypatch.setattr(environment.psutil, "getloadavg", lambda: (99.0, 0, 0))
-    monkeypatch.setattr(environment, "_git_revision", lambda: "another")
+    monkeypatch.setattr(environment, "git_revision", lambda directory: "another")
     after = environment.describe("cpu", threads=1)
     assert (after["load"], after["git_revision"]) == (99.0, "another")
     assert all(before[key] == after[key] for key in ("counter_key", "timing_key"))
