@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from amaml_core import METHODS, InputError
-from bench import advice, environment, gate, gate_time, profile, runner, spec, worker
+from bench import advice, calibrate, environment, gate, gate_time, profile, runner, spec, worker
+from bench.calibration import CALIBRATION
 from bench.estimate import estimate
 from bench.peers import PEERS
 from bench.problems import PROBLEMS, data, make_problem
@@ -162,6 +163,22 @@ def _against(revision: str, blocks: int, out_dir: Path) -> Verdict:
     except gate_time.NoVerdictError as error:
         return Verdict(title, [], [str(error)])
     return Verdict(title, checks, notes)
+
+
+@app.command("calibrate")
+def calibrate_command(
+    observations: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="observations.json of runs of gate --against HEAD")
+    ],
+    out_dir: Annotated[Path, typer.Option("--out", help="directory of calibration.json")] = Path("results") / "gate",
+) -> None:
+    """Resample runs of identical code: how often gate --against is wrong, and what it finds. Takes some minutes."""
+    command = " ".join(["amaml-bench calibrate", *map(str, observations)])
+    found = calibrate.calibrate(calibrate.read(observations), command, partial(out.print, markup=False))
+    out_dir.mkdir(parents=True, exist_ok=True)
+    path = out_dir / CALIBRATION
+    path.write_text(found.model_dump_json(indent=1) + "\n")
+    out.print(f"{path}: at most {100 * found.false_alarm_limit:.2g} % false alarms (upper 95 % limit)", markup=False)
 
 
 @app.command()

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import ValidationError
 
+from bench.calibration import CALIBRATION, Calibration
 from bench.records import METRICS, RECORDS_FILE, Record, Store, canonical_json, current
 
 LABELLED = ("inner_steps", "inner_lr", "num_states", "backward", "variant")  # shown by place, not as key=value
@@ -31,11 +33,13 @@ class Results:
         records: the records that count: one a cell, and one more for each of the sweeps that are kept apart.
         frame: the same as a table, row i for record i; see ``tabulate``.
         notes: sentences about lines that could not be read and records that were left out.
+        calibration: of the gate's times, where one lies among the stores.
     """
 
     records: list[Record]
     frame: pd.DataFrame
     notes: list[str]
+    calibration: Calibration | None = None
 
 
 def load(directories: Sequence[Path]) -> Results:
@@ -63,7 +67,18 @@ def load(directories: Sequence[Path]) -> Results:
         mine, more = _one_a_cell(current(rows))
         kept += mine
         notes += [f"Sweep {name}: {note}" if name else note for note in more]
-    return Results(kept, tabulate(kept), notes)
+    return Results(kept, tabulate(kept), notes, _calibration(directories))
+
+
+def _calibration(directories: Sequence[Path]) -> Calibration | None:
+    paths = [path for directory in directories for path in sorted(directory.glob(f"*/{CALIBRATION}"))]
+    if not paths:
+        return None
+    try:
+        return Calibration.model_validate_json(paths[-1].read_bytes())
+    except ValidationError as error:
+        told = str(error).splitlines()[0]
+        raise InputError(f"{paths[-1]} is no calibration ({told}); make it with `amaml-bench calibrate`.") from None
 
 
 def study(record: Record) -> str:

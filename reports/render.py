@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from bench.calibration import QUIET, Calibration
 from reports import (
     figures,
     findings,
@@ -56,7 +57,7 @@ def build(results: Results, out: Path) -> Path:
 
     Everything is rendered before the first byte is written; each file is replaced as a whole.
     """
-    sections, told = _sections(results.frame)
+    sections, told = _sections(results.frame, results.calibration)
     shown = [section for section in sections if section.tables]
     counts = results.frame.status.value_counts()
     context = {
@@ -98,7 +99,7 @@ def _template(name: str, *, escape: bool, **context: object) -> str:
     return environment.get_template(name).render(**context)
 
 
-def _sections(frame: pd.DataFrame) -> tuple[list[Section], list[str]]:
+def _sections(frame: pd.DataFrame, calibration: Calibration | None) -> tuple[list[Section], list[str]]:
     apart = precision.cells(frame)
     everything, frame = frame, summary.one_memory(frame[frame.study == ""])
     compared = summary.comparisons(frame)
@@ -114,6 +115,7 @@ def _sections(frame: pd.DataFrame) -> tuple[list[Section], list[str]]:
         _cosmixture(summary.cosmixture_study(frame)),
         _memory(frame, laws["memory"], look),
         _law("time", laws["time"], look),
+        *([_gate(calibration)] if calibration else []),
         _failures(everything),
     ]
     told = findings.findings(frame, compared, laws["memory"], laws["time"])
@@ -385,6 +387,21 @@ def _memory(frame: pd.DataFrame, laws: list[summary.Scaling], look: dict) -> Sec
     flagged = tables.disagreements(f"Readings more than {words.share(summary.AGREE)} apart", readings)
     text = f"{section.text} {findings.agreement(readings)}".strip()
     return replace(section, text=text, tables=section.tables + [flagged] * bool(flagged.rows))
+
+
+def _gate(known: Calibration) -> Section:
+    text = (
+        "What `amaml-bench gate --against` is worth, on identical code and on planted slowdowns. A run is "
+        f"{words.plural(known.blocks, 'block')} of six processes; it fails where the head is slower by more than 5 % "
+        f"and a second stage agrees. {len(known.live)} runs of identical code were made, on {known.timing_key}. From "
+        f"their blocks {known.runs:,} runs were resampled: {known.false_alarms} failed, which bounds the rate of false "
+        f"alarms below {words.share(known.false_alarm_limit)} (95 %); the first stage alone would have failed in "
+        f"{known.suspected}, the control alarmed in {known.control_alarms}. Found: the share of "
+        f"{known.planted_runs} resampled runs with this slowdown of one case that failed for it and for nothing else. "
+        f"Cases whose blocks spread by more than {words.share(QUIET)} decide too little on that machine. "
+        f"Made by `{known.command}` (bench/calibrate.py)."
+    )
+    return Section("gate", "The gate's own errors", "", text, tables.gate(known), [])
 
 
 def _failures(frame: pd.DataFrame) -> Section:

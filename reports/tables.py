@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from bench.calibration import QUIET, Calibration
 from reports import precision, words
 from reports.paper import Published
 from reports.summary import AGREE, Comparison, Line, Scaling, orders, smallest_stable
@@ -318,3 +319,25 @@ def _fact(name: str, value: Any) -> str:
     if name.endswith("_bytes"):
         return f"{name.removesuffix('_bytes')} {words.size(value)}"
     return f"{name.replace('_', ' ')} {value}"
+
+
+def gate(known: Calibration) -> list[Table]:
+    """What the second tier of the gate finds in each case, and its recorded runs of identical code."""
+    cases = [
+        {
+            "case": case.name,
+            "std of a block": words.share(case.block_std),
+            "passes on identical code": words.share(case.passed),
+            **{f"found at {100 * (float(by) - 1):+.0f} %": words.share(rate) for by, rate in case.found.items()},
+            "": "" if case.block_std <= QUIET else "insufficient",
+        }
+        for case in sorted(known.cases, key=lambda case: case.block_std)
+    ]
+    live = [
+        {"began": run.began_at, "minutes": f"{run.minutes:g}", "revision": run.revision, "verdict": run.verdict}
+        for run in known.live
+    ]
+    return [
+        make_table("Cases", cases, ["case", ""]),
+        make_table("Runs of identical code", live, ["began", "revision", "verdict"], folded=True),
+    ]

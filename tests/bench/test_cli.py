@@ -241,3 +241,9 @@ def test_gate_refuses_what_makes_no_sense(cli, arguments, sentence):
     done = cli("gate", *arguments, "--out", "g")
     assert done.returncode == 2
     assert sentence in done.stderr
+
+
+def test_a_calibration_is_of_runs_that_are_there(cli):
+    done = cli("calibrate", "nothing.json")
+    assert done.returncode == 2
+    assert "There is no nothing.json" in done.stderr

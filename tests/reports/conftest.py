@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.calibration import Calibration, Case, Live
 from bench.records import Cell, Record, Store
 
 ENVIRONMENT = {
@@ -362,3 +363,35 @@ def store() -> Any:
 def error_at() -> Any:
     """``error_record``."""
     return error_record
+
+
+@pytest.fixture
+def calibration() -> Calibration:
+    """Of the gate's times: one case that is quiet enough and one that is not."""
+    return Calibration(
+        command="amaml-bench calibrate a.json",
+        timing_key="torch 2 | cpu | a CPU",
+        seed=0,
+        runs=2000,
+        blocks=14,
+        false_alarms=0,
+        false_alarm_limit=0.0015,
+        suspected=3,
+        control_alarms=2,
+        planted_runs=500,
+        live=[
+            Live(
+                began_at="2026-01-01T00:00:00+00:00",
+                minutes=9.5,
+                blocks=14,
+                revision="abc",
+                verdict="gate --against HEAD: passed (2 pass)",
+                suspects=[],
+                alarmed=[],
+            )
+        ],
+        cases=[
+            Case(name="noisy", block_std=0.06, passed=0.1, found={"1.10": 0.2, "1.15": 0.6}),
+            Case(name="quiet", block_std=0.01, passed=1.0, found={"1.10": 0.998, "1.15": 1.0}),
+        ],
+    )

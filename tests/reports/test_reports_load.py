@@ -1,6 +1,7 @@
 import pandas as pd
 import pytest
 
+from bench.calibration import CALIBRATION
 from bench.records import canonical_json
 from reports.load import InputError, load, tabulate
 
@@ -125,3 +126,15 @@ def test_a_compiled_engine_is_labelled_and_a_foreign_one_is_not(make):
     frame = tabulate([make(engine="compiled"), make("time", "jax-maml", engine="own"), make()])
     assert frame.label.tolist() == ["maml (compiled)", "jax-maml", "maml"]
     assert frame.series.tolist() == ["maml", "jax-maml", "maml"]
+
+
+def test_a_calibration_among_the_stores_is_read_and_a_broken_one_refused(tmp_path, store, make, calibration):
+    store(tmp_path / "memory", [make(metrics={"peak_live_bytes": 1.0})])
+    assert load([tmp_path]).calibration is None
+    (tmp_path / "gate").mkdir()
+    path = tmp_path / "gate" / CALIBRATION
+    path.write_text(calibration.model_dump_json())
+    assert load([tmp_path]).calibration == calibration
+    path.write_text("{}")
+    with pytest.raises(InputError, match="is no calibration"):
+        load([tmp_path])

@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -114,3 +115,16 @@ def test_readings_of_memory_that_disagree_are_flagged(tmp_path, store, make):
     assert "mistrust those" in text
     fine = build(load([store(tmp_path / "fine", [make("memory", metrics={"peak_live_bytes": 1})])]), tmp_path / "out2")
     assert "Readings more than" not in (fine.parent / "report.md").read_text()
+
+
+def test_the_gates_own_errors_are_told(tmp_path, store, make, calibration):
+    results = load([store(tmp_path / "s", [make()])])
+    assert "The gate's own errors" not in build(results, tmp_path / "without").read_text()
+    page = build(replace(results, calibration=calibration), tmp_path / "with")
+    text = (page.parent / "report.md").read_text()
+    assert "From their blocks 2,000 runs were resampled: 0 failed" in text
+    assert "below 0.150 % (95 %)" in text
+    assert "Made by `amaml-bench calibrate a.json`" in text
+    assert "| quiet | 1.00 % | 100 % | 99.8 % | 100 % |  |" in text
+    assert "| noisy | 6.00 % | 10.0 % | 20.0 % | 60.0 % | insufficient |" in text
+    assert "| 2026-01-01T00:00:00+00:00 | 9.5 | abc | gate --against HEAD: passed (2 pass) |" in text
