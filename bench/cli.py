@@ -51,7 +51,7 @@ def list_command(what: Annotated[str, typer.Argument(help="methods, problems or 
     elif what == "problems":
         lines = [f"{name:<16} {problem.text}" for name, problem in PROBLEMS.items()]
     elif what == "sweeps":
-        lines = [f"{name:<12} {spec.load_spec(name).description}" for name in spec.list_sweeps()]
+        lines = [f"{name:<16} {spec.load_spec(name).description}" for name in spec.list_sweeps()]
     else:
         raise InputError(f"Nothing to list under {what!r}; choose methods, problems or sweeps.")
     out.print("\n".join(lines), markup=False)
