@@ -176,8 +176,8 @@ PROTOCOL = (
     "each of the test tasks, all methods for the same number of steps. nRMSE is the root-mean-square error over {}: "
     "mean ± standard deviation over the test tasks, a mean over seeds. Seeds draw tasks, start and batches anew, alike "
     "for all methods. To the gradient of the flow amaml takes rk4 in adaptive steps, rtol = 1e-3 (on Alpine, which is "
-    "stiff, those of the stabilised scheme RKC2, rtol = 1e-4), and their discrete adjoint; with the paper's own schemes, dopri5 and "
-    "modified Euler on a state a step, it has a row of its own. p is "
+    "stiff, those of the stabilised scheme RKC2, rtol = 1e-4), and their discrete adjoint; with the paper's own "
+    "schemes, dopri5 and modified Euler on a state a step, it has a row of its own. p is "
     "that of Wilcoxon's signed-rank test over the test tasks of all seeds, adjusted by Holm's method; the tasks of a "
     "seed share one training, so that it tells of these trainings, and a lead must be there in every seed besides."
 )

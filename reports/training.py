@@ -86,6 +86,14 @@ class Run:
         spread = {seed: float(np.nanstd(errors, ddof=1)) for seed, errors in self.nrmse.items()}
         return float(np.mean([spread.get(seed, math.nan) for seed in seeds])) if seeds else math.nan
 
+    def best_look(self, seeds: Collection[int]) -> float:
+        """The mean nRMSE over these seeds, had each training stopped at its best look; NaN where it lacks one.
+
+        Those looks are at the test tasks: what a stopping rule could gain at most, not what one does gain.
+        """
+        lowest = {seed: float(nrmse.min()) for seed, (_, _, nrmse) in self.learning.items() if len(nrmse)}
+        return float(np.mean([lowest.get(seed, math.nan) for seed in seeds])) if seeds else math.nan
+
     @property
     def seconds(self) -> float:
         """Of all outer updates, a mean over seeds; NaN for a guess."""
@@ -292,6 +300,7 @@ class Verdict:
         beaten_by: names that are lower than A-MAML likewise.
         seeds: in how many of the seeds A-MAML is the lowest; a seed in which it diverged is lost.
         of_seeds: seeds in which A-MAML was trained.
+        stopped: the name with the lowest mean, had each training stopped at its best look.
     """
 
     best: str
@@ -300,6 +309,7 @@ class Verdict:
     beaten_by: tuple[str, ...]
     seeds: int
     of_seeds: int
+    stopped: str
 
 
 def verdict(contest: Contest) -> Verdict | None:
@@ -320,6 +330,7 @@ def verdict(contest: Contest) -> Verdict | None:
         tuple(name for name, duel in fought.items() if duel.higher and duel.p < LEVEL),
         sum(run is mine for run in first),
         len(tried),
+        min(rivals, key=lambda run: (math.isnan(look := run.best_look(seeds)), look)).name,
     )
 
 

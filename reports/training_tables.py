@@ -90,9 +90,11 @@ def verdicts(title: str, contests: Sequence[Contest]) -> Table:
                     "in seeds": f"{found.seeds} of {found.of_seeds}",
                     "lower than all, p < 0.05 and in every seed": "yes" if found.clear else "no",
                     "methods lower than it likewise": ", ".join(found.beaten_by) or "none",
+                    "best, each stopped at its best look": found.stopped,
                 }
             )
-    return make_table(title, rows, ("setting", "best of the paper's methods", "methods lower than it likewise"))
+    words_of = ("setting", "best of the paper's methods", "methods lower than it likewise")
+    return make_table(title, rows, (*words_of, "best, each stopped at its best look"))
 
 
 def within_time(contests: Sequence[Contest]) -> Table:

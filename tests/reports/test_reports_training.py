@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import wilcoxon
 
+from reports.findings import training_findings
 from reports.load import tabulate
 from reports.paper import published_ratings
 from reports.render import build
@@ -114,6 +115,32 @@ def test_a_divergence_of_ours_counts_against_us(train_record):
     )
     found = verdict(lost)
     assert (found.ours, found.clear, found.best, found.seeds, found.of_seeds) == (False, False, "imaml paper-gd", 0, 1)
+
+
+def test_who_learns_fast_and_then_overfits_is_first_had_each_stopped_in_time(train_record):
+    ours = train_record("jester", "amaml", [0.3, 0.3])
+    ours.samples["learning_nrmse"] = [0.4, 0.2, 0.1, 0.3]
+    theirs = train_record("jester", "fomaml", [0.2, 0.2])
+    theirs.samples["learning_nrmse"] = [0.4, 0.3, 0.25, 0.2]
+    lost = contest_of(ours, theirs)
+    assert [lost.runs[name].best_look([1]) for name in ("amaml", "fomaml")] == [0.1, 0.2]
+    found = verdict(lost)
+    assert (found.best, found.stopped) == ("fomaml", "amaml")
+    (told,) = training_findings([lost])
+    assert "in 0 of 1 settings" in told
+    assert told.endswith("Had each training stopped at its best look at the test tasks: in 1.")
+
+
+def test_maml_on_all_steps_is_told_beside_ours(train_record):
+    rows = [train_record("jester", "amaml", [0.2, 0.2], shots=shots, seconds=100, size=2**20) for shots in (10, 20)] + [
+        train_record("jester", "maml", [0.2 + gap, 0.2 + gap], shots=shots, seconds=50, size=2**23)
+        for shots, gap in ((10, 0.001), (20, -0.002))
+    ]
+    told = training_findings(contests(tabulate(rows)))
+    assert told[-1] == (
+        "MAML on all steps (train_ratings): its error is -0.0020 to +0.0010 from A-MAML's, over 2 settings, in 0.50× "
+        "its time and 8.00 MiB for an update."
+    )
 
 
 def test_runs_are_ranked_on_the_seeds_that_all_have(train_record):
