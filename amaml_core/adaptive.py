@@ -134,8 +134,8 @@ def adaptive(
         while s < 1.0:
             if steps + rejected >= max_steps:
                 raise SolverFailedError(f"{solver} took more than {max_steps} steps")
-            if solver == "rkc2" and steps % 4 == 0:
-                for _ in range(1 if steps else 4):  # the first steps must know what the trajectory itself never visits
+            if solver == "rkc2" and steps + rejected == 0:
+                for _ in range(4):  # the first steps must know what the trajectory itself never visits
                     probe.look(system, u, slope, s * scale, scale)
             if probe.stiffness > 0:
                 ds = min(ds, most / probe.stiffness)
@@ -159,8 +159,13 @@ def adaptive(
                 rejected += 1
                 probe.stiffness = seen / ds
                 continue
-            steps += 1
             reached = s + ds if 1.0 - (s + ds) > 1e-9 else 1.0
+            if solver == "rkc2":
+                probe.look(system, new, end, reached * scale, scale)
+                if ds * probe.stiffness > step.bears:  # stiffer at its end: likewise
+                    rejected += 1
+                    continue
+            steps += 1
             if keep and grid:
                 for point in grid[len(times) : -1]:
                     if point > reached:
