@@ -131,6 +131,19 @@ def test_a_fast_mode_at_rest_does_not_blow_up_the_differentiated_chebyshev_steps
     assert float(found[0]) == pytest.approx(math.exp(-1), rel=1e-3)
 
 
+@pytest.mark.parametrize("onset", [0.31, 0.5, 0.77])
+def test_chebyshev_steps_bear_a_stiffness_that_sets_in_between_two_of_them(onset):
+    def stiffening(t, u):
+        fast = 10 + 3000 * torch.sigmoid(100 * (t - onset))
+        return -torch.cat([u[..., :1], fast * u[..., 1:]], -1)
+
+    options = {"forward": "rkc2", "backward": "discrete", "rtol": 1e-2, "atol": 1e-4}
+    start = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    _, found = am.adjoint_gradient(stiffening, start, 1.0, torch.ones_like, "accepted", **options)
+    assert float(found[1].abs()) < 0.05  # exact: less than exp(-600)
+    assert float(found[0]) == pytest.approx(math.exp(-1), rel=1e-2)
+
+
 def test_rounding_at_a_converged_point_is_not_taken_for_stiffness():
     modes = torch.linspace(0.01, 10, 50)[None]
     start, horizon = torch.ones(1, 50), torch.full((1,), 200.0)
