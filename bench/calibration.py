@@ -17,12 +17,12 @@ class Live(_Strict):
 
     Attributes:
         began_at: in UTC.
-        minutes: that it took, 0 where it was not told.
+        minutes: that it took.
         blocks: of its first stage.
         revision: of both sides.
         verdict: the gate's line.
         suspects: cases that its first stage called slower.
-        alarmed: cases in which its control did.
+        alarmed: cases in which its control alarmed.
     """
 
     began_at: str

@@ -41,6 +41,7 @@ ALPHA = 0.01
 MARGIN = math.log(1.05)  # a slowdown that is worth a red light
 CONFIDENCE = 0.95
 STEAL = 0.05  # the share of time that the host may take from this machine while it is watched
+TIMEOUT_S = 300  # of one process of the suite, which takes some seconds
 PATIENCE = 5  # looks at a busy machine, before its block is given up
 LOOK_S = 1.0
 
@@ -70,8 +71,8 @@ class Effect:
 def effects(blocks: Sequence[Block], slow: str, fast: str) -> dict[str, Effect]:
     """Of each case: how much slower one letter is than another.
 
-    The test takes all sign flips of the blocks' log-ratios: exact, whatever their distribution, as long as it is
-    symmetric where nothing has changed.
+    The test takes all sign flips of the blocks' log-ratios: exact, whatever their distribution, as long as blocks are
+    independent and it is symmetric where nothing has changed.
     """
     names = list(blocks[0][slow][0])
     ratios = log_ratios(blocks, slow, fast)
@@ -122,8 +123,9 @@ class Ruling:
 
     Attributes:
         slower: cases with p < ``ALPHA`` whose whole interval lies beyond their margin.
-        fine: cases whose interval ends below ``MARGIN``: a noisy control must not let anything pass.
-        alarmed: cases in which the control is "slower" by the same rule: the same code twice.
+        fine: cases whose interval ends below ``MARGIN``, where the control shows no more than that: a noisy control, or
+            one that is off, must not let anything pass.
+        alarmed: cases in which the control is "slower" or "faster" by the same rule: the same code twice.
         effects: of the head against the other revision.
         margins: log-ratio, by case: the larger of ``MARGIN`` and what the control shows there.
     """
@@ -137,26 +139,27 @@ class Ruling:
 
 def rule(blocks: Sequence[Block]) -> Ruling:
     """The verdict of one stage."""
-    found, control = effects(blocks, "B", "A"), effects(blocks, "C", "A")
+    found, control, reverse = (effects(blocks, *pair) for pair in ("BA", "CA", "AC"))
     margins = {name: max(MARGIN, abs(e.low), abs(e.high)) for name, e in control.items()}
     return Ruling(
         tuple(name for name, e in found.items() if e.p < ALPHA and e.low > margins[name]),
-        tuple(name for name, e in found.items() if e.high < MARGIN),
-        tuple(name for name, e in control.items() if e.p < ALPHA and e.low > MARGIN),
+        tuple(name for name, e in found.items() if e.high < MARGIN and margins[name] == MARGIN),
+        tuple(name for name in found if any(c[name].p < ALPHA and c[name].low > MARGIN for c in (control, reverse))),
         found,
         margins,
     )
 
 
-def judge(first: Sequence[Block], second: Callable[[Sequence[str]], Sequence[Block]]) -> tuple[list[Check], list[str]]:
+def judge(first: Sequence[Block], second: Callable[[], Sequence[Block]]) -> tuple[list[Check], list[str]]:
     """The checks and what is to be said of all of them.
 
     Args:
         first: the blocks of the first stage.
-        second: runs the second stage, in the other order, for the cases that the first calls slower.
+        second: runs the second stage, in the other order; it is asked for where the first calls a case slower, and
+            judged on such cases alone.
     """
     ruling = rule(first)
-    again = rule(second(ruling.slower)) if ruling.slower else None
+    again = rule([_part(block, ruling.slower) for block in second()]) if ruling.slower else None
     doubt = bool(ruling.alarmed or (again and again.alarmed))
     checks = []
     for name, effect in ruling.effects.items():
@@ -165,9 +168,11 @@ def judge(first: Sequence[Block], second: Callable[[Sequence[str]], Sequence[Blo
         outcome = "pass" if name in ruling.fine else "insufficient"
         if again is not None and name in ruling.slower:
             confirmed = name in again.slower
-            outcome = ("advisory" if doubt else "fail") if confirmed else "insufficient"
+            outcome = "fail" if confirmed else "insufficient"
             told += f"; the second stage {'agrees' if confirmed else 'does not agree'}"
             told += f": {_percent(again.effects[name].mean)}"
+        if doubt:
+            told, outcome = f"{told}; else {outcome}", "advisory"
         before, now = (_typical(first, letter, name) for letter in "AB")
         checks.append(Check(name, "outer_update_seconds", outcome, before, now, told + "."))
     notes = [f"{len(first)} blocks; a change below {_percent(MARGIN)} is let pass."]
@@ -175,6 +180,10 @@ def judge(first: Sequence[Block], second: Callable[[Sequence[str]], Sequence[Blo
         who = ", ".join({*ruling.alarmed, *(again.alarmed if again else ())})
         notes.append(f"The same code twice was told apart ({who}): on this machine, now, the times are advisory only.")
     return checks, notes
+
+
+def _part(block: Block, names: Sequence[str]) -> Block:
+    return {letter: [{name: seen[name] for name in names} for seen in block[letter]] for letter in block}
 
 
 def _typical(blocks: Sequence[Block], letter: str, name: str) -> float:
@@ -192,7 +201,7 @@ def compare(revision: str, blocks: int, out_dir: Path, say: Callable[[str], None
         InputError: there is no such revision, or this program does not run from a checkout.
         NoVerdictError: the two cannot be compared.
     """
-    head = Path(__file__).parents[1]
+    head = Path(__file__).resolve().parents[1]
     with checkout(revision, head) as base:
         comparable(base, head)
         kept = Observations(
@@ -202,17 +211,21 @@ def compare(revision: str, blocks: int, out_dir: Path, say: Callable[[str], None
             environment=environment.describe("cpu", 1),
             began_at=_now(),
         )
-        stages: list[list[Block]] = []
+        seen: dict[str, Any] = {"stages": [], "given_up": []}
 
-        def stage(only: Sequence[str]) -> list[Block]:
-            stages.append([])
-            for block in measure(base, head, len(stages) - 1, only, blocks, say):
-                stages[-1].append(block)
-                write(kept.model_copy(update={"stages": stages}), out_dir)
-            return stages[-1]
+        def stage() -> list[Block]:
+            made: list[Block] = []
+            seen["stages"].append(made)
+            for found in measure(base, head, len(seen["stages"]) - 1, blocks, say):
+                if isinstance(found, str):
+                    seen["given_up"].append(found)
+                else:
+                    made.append(found)
+                write(kept.model_copy(update=seen), out_dir)
+            return made
 
-        answer = judge(stage(()), stage)
-        write(kept.model_copy(update={"stages": stages, "ended_at": _now()}), out_dir)
+        answer = judge(stage(), stage)
+        write(kept.model_copy(update=seen | {"ended_at": _now()}), out_dir)
         return answer
 
 
@@ -227,6 +240,7 @@ class Observations(BaseModel):
         began_at: in UTC.
         ended_at: empty while it runs, and where it was killed.
         stages: the blocks of the first stage and of the second.
+        given_up: why blocks were given up before they began.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -238,6 +252,7 @@ class Observations(BaseModel):
     began_at: str
     ended_at: str = ""
     stages: list[list[dict[str, list[dict[str, float]]]]] = []
+    given_up: list[str] = []
 
 
 OBSERVATIONS = "observations.json"
@@ -263,8 +278,7 @@ def checkout(revision: str, root: Path) -> Iterator[Path]:
         InputError: there is no such revision, or this is no checkout.
     """
     with tempfile.TemporaryDirectory(prefix="gate-") as directory:
-        path = Path(directory) / "tree"
-        _git(root, "worktree", "prune")  # what a killed run left
+        path = Path(directory).resolve() / "tree"
         done = _git(root, "worktree", "add", "--detach", str(path), revision)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["git failed"])[-1]
@@ -283,34 +297,37 @@ class NoVerdictError(RuntimeError):
     """The two revisions cannot be compared; the message says why."""
 
 
-def observe(tree: Path, only: Sequence[str] = ()) -> tuple[dict[str, float], dict[str, Any]]:
+def observe(tree: Path) -> tuple[dict[str, float], dict[str, Any]]:
     """One process of a tree's suite: seconds of each case, and what each says of itself.
 
     Raises:
-        NoVerdictError: the suite is not there, fails, or measured another tree's code.
+        NoVerdictError: the suite is not there, fails, hangs, or measured another tree's code.
     """
     if not (tree / SUITE).exists():
         raise NoVerdictError(f"{tree} has no {SUITE}: there is nothing to compare with.")
     with tempfile.TemporaryDirectory() as directory:
         answer = Path(directory) / "answer.json"
-        chosen = [f"{SUITE}::test_outer_update[{name}]" for name in only] or [SUITE]
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-        threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [*command, *chosen, f"--benchmark-json={answer}"],
-            cwd=tree,
-            env={**_environment(), **threads, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"},
-            capture_output=True,
-            text=True,
-        )
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", SUITE, f"--benchmark-json={answer}"]
+        mine = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(tree)}
+        try:
+            done = subprocess.run(
+                command, cwd=tree, env=_environment() | mine, capture_output=True, text=True, timeout=TIMEOUT_S
+            )
+        except subprocess.TimeoutExpired:
+            raise NoVerdictError(f"The suite of {tree} took more than {TIMEOUT_S} s.") from None
         if done.returncode:
-            last = (done.stdout.strip().splitlines() or ["no output"])[-1]
-            raise NoVerdictError(f"The suite of {tree} failed: {last}")
-        told = json.loads(answer.read_text())["benchmarks"]
-    seconds = {bench["params"]["name"]: bench["stats"]["median"] for bench in told}
-    about = {bench["params"]["name"]: (bench["extra_info"]["suite"], bench["extra_info"]["cell_id"]) for bench in told}
-    if roots := {bench["extra_info"]["root"] for bench in told} - {str(tree)}:
-        raise NoVerdictError(f"The suite of {tree} measured the code of {roots.pop()}.")
+            last = [stream.strip().splitlines()[-1] for stream in (done.stdout, done.stderr) if stream.strip()]
+            raise NoVerdictError(f"The suite of {tree} failed: {'; '.join(last) or 'no output'}")
+        try:
+            told = {bench["params"]["name"]: bench for bench in json.loads(answer.read_text())["benchmarks"]}
+            seconds = {name: float(bench["stats"]["median"]) for name, bench in told.items()}
+            extra = {name: bench["extra_info"] for name, bench in told.items()}
+            about = {name: (one["suite"], one["cell_id"]) for name, one in extra.items()}
+            roots = {one["root"] for one in extra.values()}
+        except (KeyError, OSError, TypeError, ValueError) as error:
+            raise NoVerdictError(f"The suite of {tree} does not answer as this one does: {error!r}.") from None
+    if others := roots - {str(tree)}:
+        raise NoVerdictError(f"The suite of {tree} measured the code of {others.pop()}.")
     return seconds, about
 
 
@@ -330,12 +347,10 @@ def comparable(base: Path, head: Path) -> None:
         )
 
 
-def measure(
-    base: Path, head: Path, stage: int, only: Sequence[str], blocks: int, say: Callable[[str], None]
-) -> Iterator[Block]:
+def measure(base: Path, head: Path, stage: int, blocks: int, say: Callable[[str], None]) -> Iterator[Block | str]:
     """So many blocks of one stage, as they are made.
 
-    A block is given up for a busy machine before it begins, never for its times.
+    A block is given up for a busy machine before it begins, never for its times; then the reason comes in its place.
 
     Raises:
         NoVerdictError: the machine was never quiet enough.
@@ -345,13 +360,14 @@ def measure(
         if trouble := _wait_for_quiet():
             given_up += 1
             say(f"A block is given up: {trouble}.")
+            yield trouble
             if given_up > blocks:
                 raise NoVerdictError(f"The machine is too busy to time anything: {trouble}.")
             continue
         block: dict[str, list[Observation]] = {"A": [], "B": [], "C": []}
         for letter in ORDERS[stage]:
-            block[letter].append(observe(head if letter == "B" else base, only)[0])
-        made += 1
+            block[letter].append(observe(head if letter == "B" else base)[0])
+        made, given_up = made + 1, 0
         left = (time.monotonic() - began) / made * (blocks - made)
         say(f"Stage {stage + 1}: block {made} of {blocks}, {left / 60:.1f} min left")
         yield block

@@ -32,7 +32,7 @@ class Check:
         case: what was measured.
         metric: of it, or the name of a law.
         outcome: "better" is worth a new baseline; "insufficient" and "no baseline" decide nothing; "advisory" would
-            have failed, were it not for a reason to doubt the measurement.
+            have an outcome, were it not for a reason to doubt the measurement.
         before: the baseline's value, where there is one.
         now: the value measured.
         text: what people should know, a sentence with its remedy.
@@ -68,12 +68,12 @@ class Verdict:
 
     @property
     def exit_code(self) -> int:
-        """0 passed, 1 failed, 3 something crashed, 4 nothing failed but something could not be decided."""
+        """0 passed, 1 failed, 3 something crashed, 4 nothing failed but something is undecided or advisory only."""
         if any(check.crashed for check in self.checks):
             return CRASHED
         if self.count("fail"):
             return FAILED
-        return UNDECIDED if self.count("insufficient", "no baseline") or not self.checks else PASSED
+        return UNDECIDED if self.count("insufficient", "no baseline", "advisory") or not self.checks else PASSED
 
     @property
     def line(self) -> str:

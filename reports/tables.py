@@ -334,10 +334,17 @@ def gate(known: Calibration) -> list[Table]:
         for case in sorted(known.cases, key=lambda case: case.block_std)
     ]
     live = [
-        {"began": run.began_at, "minutes": f"{run.minutes:g}", "revision": run.revision, "verdict": run.verdict}
+        {
+            "began": run.began_at,
+            "minutes": f"{run.minutes:g}",
+            "revision": run.revision,
+            "suspects of the first stage": ", ".join(run.suspects) or "none",
+            "alarms of the control": ", ".join(run.alarmed) or "none",
+            "verdict": run.verdict,
+        }
         for run in known.live
     ]
     return [
         make_table("Cases", cases, ["case", ""]),
-        make_table("Runs of identical code", live, ["began", "revision", "verdict"], folded=True),
+        make_table("Runs of identical code", live, set(live[0]) - {"minutes"} if live else (), folded=True),
     ]

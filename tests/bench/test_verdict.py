@@ -22,7 +22,7 @@ CRASHED = Check("imaml-K25", "status", "fail", text="because", crashed=True)
         ([FAILED, CRASHED], 3, "CRASHED"),
         ([PASSED, UNKNOWN], 4, "no verdict"),
         ([PASSED, Check("a", "b", "insufficient")], 4, "no verdict"),
-        ([PASSED, Check("a", "b", "advisory")], 0, "passed"),
+        ([PASSED, Check("a", "b", "advisory")], 4, "no verdict"),
         ([], 4, "no verdict"),
     ],
 )
