@@ -100,7 +100,11 @@ def choose_device(asked: str | None) -> str:
 
 def usable_cores() -> int:
     """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(_usable())
+
+
+def _usable() -> set[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def available_memory() -> int:
@@ -115,12 +119,13 @@ def available_memory() -> int:
 
 
 def busy(seconds: float = 0.5) -> str:
-    """A warning where other processes use the CPU just now, watched for so long; else empty."""
-    cores = psutil.cpu_count() or 1
-    used = psutil.cpu_percent(interval=seconds) / 100 * cores
+    """A warning where other processes use this one's cores just now, watched for so long; else empty."""
+    shares = psutil.cpu_percent(interval=seconds, percpu=True)
+    mine = [shares[core] for core in _usable() if core < len(shares)]
+    used = sum(mine) / 100
     if used < BUSY_CORES:
         return ""
-    return f"The machine is busy ({used:.1f} of {cores} cores in use): times will be noisy; stop what else runs."
+    return f"The machine is busy ({used:.1f} of {len(mine)} cores in use): times will be noisy; stop what else runs."
 
 
 def describe(device: str, threads: int) -> dict[str, Any]:

@@ -37,9 +37,10 @@ def test_a_containers_limit_counts_less_what_it_uses_and_plus_the_files_it_cache
 
 
 @pytest.mark.parametrize(("percent", "words"), [(0.0, ""), (5.0, ""), (75.0, "3.0 of 4 cores")])
-def test_a_busy_machine_is_noticed(monkeypatch, percent, words):
-    monkeypatch.setattr(environment.psutil, "cpu_count", lambda: 4)
-    monkeypatch.setattr(environment.psutil, "cpu_percent", lambda interval: percent)
+def test_a_busy_machine_is_noticed_on_the_cores_that_are_ours(monkeypatch, percent, words):
+    monkeypatch.setattr(environment, "_usable", lambda: {1, 2, 4, 5})
+    shares = [100.0 if core in (0, 3) else percent for core in range(6)]
+    monkeypatch.setattr(environment.psutil, "cpu_percent", lambda interval, percpu: shares)
     assert words in environment.busy(0)
     assert bool(environment.busy(0)) == bool(words)
 
