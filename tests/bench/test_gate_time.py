@@ -318,6 +318,6 @@ def test_the_suite_works_with_pytest_benchmark(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     (bench,) = json.loads(answer.read_text())["benchmarks"]
-    assert bench["stats"]["rounds"] == 3
+    assert bench["stats"]["rounds"] == 2
     assert bench["extra_info"]["grad_evals"] == 25
     assert bench["extra_info"]["root"] == str(ROOT)
