@@ -20,7 +20,7 @@ DASHES = ((0, (1, 1.2)), (0, (5, 1.5)), "-.", (0, (3, 1, 1, 1, 1, 1)))
 
 def _look(contests: Iterable[Contest]) -> dict[str, dict[str, Any]]:
     """Name -> style, alike in all figures over these contests; guesses are grey and have no marker."""
-    runs = {run.name: run for contest in contests for run in contest.runs.values()}
+    runs = {run.name: run for contest in contests for run in contest.runs.values() if run.nrmse}
     trained = [name for name, run in runs.items() if run.target != GUESS]
     found = styles((name.split()[0], name) for name in trained)
     guesses = sorted(set(runs) - set(trained))
@@ -34,7 +34,8 @@ def _handles(names: Iterable[str], look: dict[str, dict[str, Any]]) -> list[Line
 
 
 def _order(contests: Sequence[Contest]) -> list[str]:
-    names = dict.fromkeys(name for contest in contests for name in contest.runs)
+    """What has something to show, the paper's methods first."""
+    names = dict.fromkeys(run.name for contest in contests for run in contest.runs.values() if run.nrmse)
     return [*(n for n in PAPER if n in names), *(n for n in names if n not in PAPER)]
 
 
