@@ -177,7 +177,9 @@ def calibrate_command(
     found = calibrate.calibrate(calibrate.read(observations), command, partial(out.print, markup=False))
     out_dir.mkdir(parents=True, exist_ok=True)
     path = out_dir / CALIBRATION
-    path.write_text(found.model_dump_json(indent=1) + "\n")
+    part = path.with_suffix(".part")
+    part.write_text(found.model_dump_json(indent=1) + "\n")
+    part.replace(path)
     out.print(f"{path}: at most {100 * found.false_alarm_limit:.2g} % false alarms (upper 95 % limit)", markup=False)
 
 

@@ -178,7 +178,7 @@ def judge(first: Sequence[Block], second: Callable[[], Sequence[Block]]) -> tupl
         checks.append(Check(name, "outer_update_seconds", outcome, before, now, told + "."))
     notes = [f"{len(first)} blocks; a change below {_percent(MARGIN)} is let pass."]
     if doubt:
-        who = ", ".join({*ruling.alarmed, *(again.alarmed if again else ())})
+        who = ", ".join(sorted({*ruling.alarmed, *(again.alarmed if again else ())}))
         notes.append(f"The same code twice was told apart ({who}): on this machine, now, the times are advisory only.")
     return checks, notes
 
