@@ -2,8 +2,9 @@
 
 A block is A B C C B A: A is the other revision, B the head, C the other revision once more, as a control. Each letter
 is a fresh process that runs ``bench/test_outer_update.py`` of its own checkout on one thread, and one observation of
-each case: its fastest round, for what interrupts a round only lengthens it. Within a block the drift of the machine
-cancels to first order.
+each case, its mean round. The six take turns, a round each, on one core: a machine's speed drifts by some 5 % within
+seconds, but so for all six alike, and the order cancels what drifts within a turn of all. The letters change places
+from block to block, for the place itself may matter (the first process is often slower, by 1 or 2 %).
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -26,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from scipy import stats as scipy_stats
 
 from amaml_core import InputError
@@ -35,16 +37,19 @@ from bench.stats import holm
 from bench.verdict import Check
 
 SUITE = "bench/test_outer_update.py"
+TURNS = "AMAML_BENCH_TURNS"  # tells any revision's suite of a socket, from which it reads a byte before each round
 FEWEST_BLOCKS = 10  # with fewer, ten cases cannot be told apart from chance at ALPHA
 MOST_BLOCKS = 14  # all of their 2^14 sign flips are tried
-ORDERS = ("ABCCBA", "BACCAB")  # of the first stage and of the second
+ORDERS = (("ABCCBA", "BCAACB", "CABBAC"), ("CBAABC", "ACBBCA", "BACCAB"))  # of each stage's blocks, in rotation
 ALPHA = 0.01
 MARGIN = math.log(1.05)  # a slowdown that is worth a red light
 CONFIDENCE = 0.95
 STEAL = 0.05  # the share of time that the host may take from this machine while it is watched
-TIMEOUT_S = 300  # of one process of the suite, which takes some seconds
+TIMEOUT_S = 300  # of a process's turn, which takes less than some seconds
 PATIENCE = 5  # looks at a busy machine, before its block is given up
 LOOK_S = 1.0
+GIVEN_UP = 10  # times in a row that a block may be given up
+SAME = ("timing_key", "python", "packages")  # of the environments of blocks that are judged together
 
 Observation = Mapping[str, float]
 """Seconds of each case in one process."""
@@ -196,37 +201,48 @@ def _percent(log_ratio: float) -> str:
 
 
 def compare(revision: str, blocks: int, out_dir: Path, say: Callable[[str], None]) -> tuple[list[Check], list[str]]:
-    """This checkout against a revision of it: the checks and notes. All observations are kept in ``out_dir``.
+    """This checkout against a revision of it: the checks and notes.
+
+    All observations are kept in ``out_dir``; a comparison of the same commits that was cut off there is gone on with.
 
     Raises:
         InputError: there is no such revision, or this program does not run from a checkout.
         NoVerdictError: the two cannot be compared.
     """
     head = Path(__file__).resolve().parents[1]
-    with checkout(revision, head) as base:
+    with checkout(revision, head) as base, one_core():
         comparable(base, head)
-        kept = Observations(
-            against=revision,
-            base=environment.git_revision(base),
-            head=environment.git_revision(head),
-            environment=environment.describe("cpu", 1),
-            began_at=_now(),
+        kept = _go_on(
+            Observations(
+                against=revision,
+                base=environment.git_revision(base),
+                head=environment.git_revision(head),
+                environment=environment.describe("cpu", 1),
+                began_at=_now(),
+            ),
+            out_dir / OBSERVATIONS,
         )
-        seen: dict[str, Any] = {"stages": [], "given_up": []}
+        stages: list[list[Block]] = [[*stage] for stage in kept.stages]
+        given_up = list(kept.given_up)
+        if stages:
+            say(f"Going on from {sum(map(len, stages))} blocks of {kept.began_at}.")
 
-        def stage() -> list[Block]:
-            made: list[Block] = []
-            seen["stages"].append(made)
-            for found in measure(base, head, len(seen["stages"]) - 1, blocks, say):
+        def keep(**ended: str) -> None:
+            write(kept.model_copy(update={"stages": stages, "given_up": given_up, **ended}), out_dir)
+
+        def run(stage: int) -> Sequence[Block]:
+            if stage == len(stages):
+                stages.append([])
+            for found in measure(base, head, stage, range(len(stages[stage]), blocks), say):
                 if isinstance(found, str):
-                    seen["given_up"].append(found)
+                    given_up.append(found)
                 else:
-                    made.append(found)
-                write(kept.model_copy(update=seen), out_dir)
-            return made
+                    stages[stage].append(found)
+                keep()
+            return stages[stage]
 
-        answer = judge(stage(), stage)
-        write(kept.model_copy(update=seen | {"ended_at": _now()}), out_dir)
+        answer = judge(run(0), lambda: run(1))
+        keep(ended_at=_now())
         return answer
 
 
@@ -257,6 +273,16 @@ class Observations(BaseModel):
 
 
 OBSERVATIONS = "observations.json"
+
+
+def _go_on(fresh: Observations, path: Path) -> Observations:
+    """What is there of the same comparison, where it was cut off; else the fresh one."""
+    try:
+        there = Observations.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return fresh
+    told = [(o.base, o.head, *(o.environment.get(key) for key in SAME)) for o in (there, fresh)]
+    return there if told[0] == told[1] and not there.ended_at and not there.head.endswith("+dirty") else fresh
 
 
 def write(observations: Observations, directory: Path) -> None:
@@ -298,40 +324,98 @@ class NoVerdictError(RuntimeError):
     """The two revisions cannot be compared; the message says why."""
 
 
-def observe(tree: Path) -> tuple[dict[str, float], dict[str, Any]]:
-    """One process of a tree's suite: seconds of each case, and what each says of itself.
+def observe(trees: Sequence[Path]) -> list[tuple[dict[str, float], dict[str, Any]]]:
+    """A process of each tree's suite, in turns: of each, the seconds of each case and what each case says of itself.
 
     Raises:
-        NoVerdictError: the suite is not there, fails, hangs, or measured another tree's code.
+        NoVerdictError: a suite is not there, fails, hangs, or measured another tree's code.
     """
-    if not (tree / SUITE).exists():
-        raise NoVerdictError(f"{tree} has no {SUITE}: there is nothing to compare with.")
-    with tempfile.TemporaryDirectory() as directory:
-        answer = Path(directory) / "answer.json"
+    with ExitStack() as stack:
+        processes = [stack.enter_context(_suite(tree)) for tree in trees]
+        running = processes
+        while running:
+            running = [process for process in running if process.turn()]
+        return [process.answer() for process in processes]
+
+
+class _Process:
+    """A suite under way. It waits for its turn before it times anything."""
+
+    def __init__(self, tree: Path, directory: Path) -> None:
+        self.tree, self.told, self.log = tree, directory / "answer.json", directory / "log"
+        if not (tree / SUITE).exists():
+            raise NoVerdictError(f"{tree} has no {SUITE}: there is nothing to compare with.")
+        self.turns, theirs = socket.socketpair()
+        self.turns.settimeout(TIMEOUT_S)
         plugins = ["-p", "pytest_benchmark.plugin", "-p", "no:cacheprovider"]
-        command = [sys.executable, "-m", "pytest", "-q", *plugins, SUITE, f"--benchmark-json={answer}"]
-        mine = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(tree)}
+        mine = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(tree), TURNS: str(theirs.fileno())}
         mine["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # others only take time to load
-        try:
-            done = subprocess.run(
-                command, cwd=tree, env=_environment() | mine, capture_output=True, text=True, timeout=TIMEOUT_S
+        with theirs, self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "pytest", "-q", *plugins, SUITE, f"--benchmark-json={self.told}"],
+                cwd=tree,
+                env=_environment() | mine,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=[theirs.fileno()],
             )
-        except subprocess.TimeoutExpired:
-            raise NoVerdictError(f"The suite of {tree} took more than {TIMEOUT_S} s.") from None
-        if done.returncode:
-            last = [stream.strip().splitlines()[-1] for stream in (done.stdout, done.stderr) if stream.strip()]
-            raise NoVerdictError(f"The suite of {tree} failed: {'; '.join(last) or 'no output'}")
+
+    def turn(self, *, first: bool = False) -> bool:
+        """Let it go on until it waits again; it is false where it has ended instead."""
         try:
-            told = {bench["params"]["name"]: bench for bench in json.loads(answer.read_text())["benchmarks"]}
-            seconds = {name: float(bench["stats"]["min"]) for name, bench in told.items()}
+            if not first:
+                self.turns.sendall(b".")
+            return bool(self.turns.recv(1))
+        except TimeoutError:
+            raise NoVerdictError(f"The suite of {self.tree} took more than {TIMEOUT_S} s for a turn.") from None
+        except ConnectionError:  # it died while it waited
+            return False
+
+    def answer(self) -> tuple[dict[str, float], dict[str, Any]]:
+        """What it measured; it has ended."""
+        if self.process.wait(TIMEOUT_S):
+            last = self.log.read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]
+            raise NoVerdictError(f"The suite of {self.tree} failed: {last[0]}")
+        try:
+            told = {bench["params"]["name"]: bench for bench in json.loads(self.told.read_text())["benchmarks"]}
+            seconds = {name: float(bench["stats"]["mean"]) for name, bench in told.items()}
             extra = {name: bench["extra_info"] for name, bench in told.items()}
             about = {name: (one["suite"], one["cell_id"]) for name, one in extra.items()}
             roots = {one["root"] for one in extra.values()}
         except (KeyError, OSError, TypeError, ValueError) as error:
-            raise NoVerdictError(f"The suite of {tree} does not answer as this one does: {error!r}.") from None
-    if others := roots - {str(tree)}:
-        raise NoVerdictError(f"The suite of {tree} measured the code of {others.pop()}.")
-    return seconds, about
+            raise NoVerdictError(f"The suite of {self.tree} does not answer as this one does: {error!r}.") from None
+        if others := roots - {str(self.tree)}:
+            raise NoVerdictError(f"The suite of {self.tree} measured the code of {others.pop()}.")
+        return seconds, about
+
+
+@contextmanager
+def _suite(tree: Path) -> Iterator[_Process]:
+    """One that waits for its first turn; nothing is left of it afterwards."""
+    with tempfile.TemporaryDirectory() as directory:
+        process = _Process(tree, Path(directory))
+        try:
+            process.turn(first=True)
+            yield process
+        finally:
+            process.process.kill()
+            process.process.wait()
+            process.turns.close()
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """All that is started meanwhile shares one core, where the system lets it: two may differ in speed."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(before)})  # the first one often serves interrupts
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def _environment() -> dict[str, str]:
@@ -344,35 +428,38 @@ def comparable(base: Path, head: Path) -> None:
     Raises:
         NoVerdictError: they do not measure the same.
     """
-    if observe(base)[1] != observe(head)[1]:
+    (_, theirs), (_, ours) = observe([base, head])
+    if theirs != ours:
         raise NoVerdictError(
             "The two revisions do not measure the same: their suites, problems or cases differ; take a newer one."
         )
 
 
-def measure(base: Path, head: Path, stage: int, blocks: int, say: Callable[[str], None]) -> Iterator[Block | str]:
-    """So many blocks of one stage, as they are made.
+def measure(base: Path, head: Path, stage: int, blocks: range, say: Callable[[str], None]) -> Iterator[Block | str]:
+    """These blocks of one stage, as they are made.
 
     A block is given up for a busy machine before it begins, never for its times; then the reason comes in its place.
 
     Raises:
         NoVerdictError: the machine was never quiet enough.
     """
-    began, given_up, made = time.monotonic(), 0, 0
-    while made < blocks:
-        if trouble := _wait_for_quiet():
+    began = time.monotonic()
+    for number in blocks:
+        given_up = 0
+        while trouble := _wait_for_quiet():
             given_up += 1
             say(f"A block is given up: {trouble}.")
             yield trouble
-            if given_up > blocks:
+            if given_up == GIVEN_UP:
                 raise NoVerdictError(f"The machine is too busy to time anything: {trouble}.")
-            continue
+        order = ORDERS[stage][number % len(ORDERS[stage])]
+        trees = [head if letter == "B" else base for letter in order]
         block: dict[str, list[Observation]] = {"A": [], "B": [], "C": []}
-        for letter in ORDERS[stage]:
-            block[letter].append(observe(head if letter == "B" else base)[0])
-        made, given_up = made + 1, 0
-        left = (time.monotonic() - began) / made * (blocks - made)
-        say(f"Stage {stage + 1}: block {made} of {blocks}, {left / 60:.1f} min left")
+        for letter, (seconds, _) in zip(order, observe(trees), strict=True):
+            block[letter].append(seconds)
+        made = number + 1 - blocks.start
+        left = (time.monotonic() - began) / made * (len(blocks) - made)
+        say(f"Stage {stage + 1}: block {number + 1} of {blocks.stop}, {left / 60:.1f} min left")
         yield block
 
 

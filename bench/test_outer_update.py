@@ -7,6 +7,8 @@ work as they do elsewhere. The deterministic counters stand in ``extra_info``.
 from __future__ import annotations
 
 import gc
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,9 @@ from bench.spec import expand, load_spec
 from bench.versions import source_hash
 
 CASES = gate.cases(expand(load_spec(gate.SWEEP)))
-WARMUP, ROUNDS = 1, 2
+WARMUP, ROUNDS = 1, 4
+TURNS = "AMAML_BENCH_TURNS"  # bench/gate_time.py runs several of these processes and times one at a time: its socket
+GATE = socket.socket(fileno=int(os.environ[TURNS])) if TURNS in os.environ else None
 
 
 @pytest.fixture(autouse=True)
@@ -33,16 +37,21 @@ def _alone() -> Any:
     torch.set_num_threads(before)
 
 
-def _collect() -> None:
+def _wait() -> None:
+    """Before a round: collect garbage, then wait for this process's turn where there are others."""
     gc.collect()
+    if GATE is not None:
+        GATE.sendall(b".")
+        if not GATE.recv(1):
+            pytest.exit("The gate has gone.", returncode=1)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_outer_update(benchmark: Any, name: str) -> None:
-    """Warmed up; the set-up is not timed, and garbage is collected before each round."""
+    """Warmed up; neither the set-up nor what comes before a round is timed."""
     cell = CASES[name]
     update = make_problem(cell.problem, cell.problem_options).update(cell, 0)
-    out = benchmark.pedantic(update, setup=_collect, rounds=ROUNDS, warmup_rounds=WARMUP)
+    out = benchmark.pedantic(update, setup=_wait, rounds=ROUNDS, warmup_rounds=WARMUP)
     assert not any(status == "diverged" for status in out.status)
     benchmark.extra_info |= {
         "cell_id": cell.cell_id,

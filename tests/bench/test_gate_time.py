@@ -4,12 +4,14 @@ import itertools
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import scipy.stats
 
@@ -192,7 +194,7 @@ def make_tree(tmp_path):
 
 def test_a_process_is_one_observation_of_each_case(make_tree):
     tree = make_tree("a")
-    seconds, about = gate_time.observe(tree)
+    ((seconds, about),) = gate_time.observe([tree])
     assert set(seconds) == {"fast", "slow"}
     assert all(value > 0 for value in seconds.values())
     assert about == {"fast": ("s", "fast"), "slow": ("s", "slow")}
@@ -202,38 +204,117 @@ def test_what_cannot_be_compared_is_no_verdict(make_tree, tmp_path, monkeypatch)
     with pytest.raises(NoVerdictError, match="do not measure the same"):
         gate_time.comparable(make_tree("a"), make_tree("b", cell="2"))
     with pytest.raises(NoVerdictError, match="nothing to compare with"):
-        gate_time.observe(tmp_path)
+        gate_time.observe([tmp_path])
     with pytest.raises(NoVerdictError, match="measured the code of /elsewhere"):
-        gate_time.observe(make_tree("c", root="'/elsewhere'"))
+        gate_time.observe([make_tree("c", root="'/elsewhere'")])
     with pytest.raises(NoVerdictError, match="failed: 2 failed"):
-        gate_time.observe(make_tree("d", root="1 / 0"))
+        gate_time.observe([make_tree("d", root="1 / 0")])
     tree = make_tree("e")
     suite = tree / gate_time.SUITE
     suite.write_text(suite.read_text().replace('"suite"', '"sweet"'))
     with pytest.raises(NoVerdictError, match="does not answer as this one does: KeyError"):
-        gate_time.observe(tree)
+        gate_time.observe([tree])
     suite.write_text("import time\ntime.sleep(60)\n")
     monkeypatch.setattr(gate_time, "TIMEOUT_S", 3)
     with pytest.raises(NoVerdictError, match="took more than 3 s"):
-        gate_time.observe(tree)
+        gate_time.observe([tree])
+
+
+TAKES_TURNS = """
+import socket, time
+GATE = socket.socket(fileno=int(__import__("os").environ["AMAML_BENCH_TURNS"]))
+
+def test_writes_when_it_began_and_ended():
+    with open("../times", "a") as times:
+        for _ in range(3):
+            GATE.sendall(b".")
+            assert GATE.recv(1)
+            print(Path().absolute().name, time.monotonic(), flush=True, file=times)
+            time.sleep(0.02)
+            print("end", time.monotonic(), flush=True, file=times)
+"""
+
+
+def test_processes_take_turns(make_tree, tmp_path):
+    trees = [make_tree(name) for name in "ab"]
+    for tree in trees:
+        with (tree / gate_time.SUITE).open("a") as suite:
+            suite.write(TAKES_TURNS)
+    assert len(gate_time.observe([*trees, trees[0]])) == 3
+    lines = [line.split() for line in (tmp_path / "times").read_text().splitlines()]
+    assert [who for who, _ in lines] == ["a", "end", "b", "end", "a", "end"] * 3
+    times = [float(time) for _, time in lines]
+    assert times == sorted(times)
+
+
+def test_a_process_that_dies_at_its_turn_is_no_verdict_and_leaves_nothing(make_tree):
+    trees = [make_tree("a"), make_tree("b")]
+    for tree, last in zip(trees, ("", "    __import__('os')._exit(3)"), strict=True):
+        with (tree / gate_time.SUITE).open("a") as suite:
+            suite.write(TAKES_TURNS + last)
+    with pytest.raises(NoVerdictError, match=r"suite of .*b failed"):
+        gate_time.observe(trees)
+    assert not psutil.Process().children(recursive=True)
+
+
+def test_the_suite_ends_with_the_gate():
+    mine, theirs = socket.socketpair()
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", gate_time.SUITE]
+    alone = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    turns = {gate_time.TURNS: str(theirs.fileno())}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=alone | turns, pass_fds=[theirs.fileno()], stdout=subprocess.PIPE, text=True
+    ) as process:
+        theirs.close()
+        assert mine.recv(1) == b"."
+        mine.close()
+        told, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "The gate has gone" in told
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not let processes choose cores")
+def test_what_is_timed_has_one_core():
+    before = os.sched_getaffinity(0)
+    command = [sys.executable, "-c", "import os; print(len(os.sched_getaffinity(0)))"]
+    with gate_time.one_core():
+        assert subprocess.run(command, capture_output=True, text=True).stdout == "1\n"
+    assert os.sched_getaffinity(0) == before
 
 
 def test_blocks_are_in_order_and_given_up_before_they_begin(monkeypatch):
     seen, busy, said = [], iter(["busy", "", "busy", ""]), []
+
+    def observe(trees):
+        seen.append([tree.name for tree in trees])
+        return [({"case": float(place)}, {}) for place in range(len(trees))]
+
     monkeypatch.setattr(gate_time, "_wait_for_quiet", lambda: next(busy))
-    monkeypatch.setattr(gate_time, "observe", lambda tree: (seen.append(tree.name) or {"case": 1.0}, {}))
-    given_up, *found = list(gate_time.measure(Path("base"), Path("head"), 1, 2, said.append))
+    monkeypatch.setattr(gate_time, "observe", observe)
+    given_up, *found = list(gate_time.measure(Path("base"), Path("head"), 1, range(4, 6), said.append))
     assert (given_up, found.pop(1)) == ("busy", "busy")
     letters = {"A": "base", "B": "head", "C": "base"}
-    assert seen == [letters[letter] for letter in gate_time.ORDERS[1]] * 2
-    assert all(len(block[letter]) == 2 for block in found for letter in "ABC")
+    orders = [gate_time.ORDERS[1][number % 3] for number in (4, 5)]
+    assert seen == [[letters[letter] for letter in order] for order in orders]
+    for block, order in zip(found, orders, strict=True):
+        assert {letter: [one["case"] for one in block[letter]] for letter in block} == {
+            letter: [place for place in range(6) if order[place] == letter] for letter in "ABC"
+        }
     assert sum("given up" in line for line in said) == 2
+
+
+def test_orders_cancel_drift_and_places():
+    for orders in gate_time.ORDERS:
+        assert all(order == order[::-1] and set(order) == set("ABC") for order in orders)
+        assert all({order[place] for order in orders} == set("ABC") for place in range(6))
+    reverse = ("".join({"A": "C", "C": "A"}.get(x, x) for x in order) for order in gate_time.ORDERS[0])
+    assert set(reverse) == set(gate_time.ORDERS[1])
 
 
 def test_a_machine_that_is_never_quiet_is_no_verdict(monkeypatch):
     monkeypatch.setattr(gate_time, "_wait_for_quiet", lambda: "busy")
     with pytest.raises(NoVerdictError, match="too busy"):
-        list(gate_time.measure(Path("base"), Path("head"), 0, 2, lambda line: None))
+        list(gate_time.measure(Path("base"), Path("head"), 0, range(2), lambda line: None))
 
 
 @pytest.mark.parametrize(("load", "steal", "word"), [("", 0.0, ""), ("busy", 0.0, "busy"), ("", 0.9, "the host took")])
@@ -249,7 +330,7 @@ def test_a_machine_is_quiet_without_load_and_steal(monkeypatch, load, steal, wor
 def test_a_whole_comparison_keeps_both_stages(monkeypatch, tmp_path, repository):
     stages = [blocks(3, slower=0.14), blocks(4, slower=0.14)]
     monkeypatch.setattr(gate_time, "comparable", lambda base, head: None)
-    monkeypatch.setattr(gate_time, "measure", lambda base, head, stage, count, say: iter(stages[stage]))
+    monkeypatch.setattr(gate_time, "measure", lambda base, head, stage, numbers, say: iter(stages[stage]))
     monkeypatch.setattr(gate_time, "__file__", str(repository / "bench" / "gate_time.py"))
     checks, _ = gate_time.compare("HEAD", 14, tmp_path / "out", lambda line: None)
     assert [check.outcome for check in checks] == ["fail"] + ["pass"] * 9
@@ -262,7 +343,7 @@ def test_observations_are_kept_block_by_block(monkeypatch, tmp_path, repository)
     monkeypatch.setattr(gate_time, "comparable", lambda base, head: None)
     made = blocks(0)[:2]
 
-    def killed(base, head, stage, count, say):
+    def killed(base, head, stage, numbers, say):
         yield from made
         yield "busy"
         raise KeyboardInterrupt
@@ -277,6 +358,33 @@ def test_observations_are_kept_block_by_block(monkeypatch, tmp_path, repository)
     assert kept.head == f"{kept.base}+dirty"
     assert kept.began_at
     assert not kept.ended_at
+
+
+@pytest.mark.parametrize(("clean", "went_on"), [(True, True), (False, False)])
+def test_a_comparison_that_was_cut_off_is_gone_on_with(monkeypatch, tmp_path, repository, clean, went_on):
+    if clean:
+        (repository / "file").write_text("one")
+    monkeypatch.setattr(gate_time, "comparable", lambda base, head: None)
+    monkeypatch.setattr(gate_time, "__file__", str(repository / "bench" / "gate_time.py"))
+    all_blocks, asked, said = blocks(9), [], []
+
+    def measure(base, head, stage, numbers, say):
+        asked.append(numbers)
+        for number in numbers:
+            if number == 3 and len(asked) == 1:
+                raise KeyboardInterrupt
+            yield all_blocks[number]
+
+    monkeypatch.setattr(gate_time, "measure", measure)
+    with pytest.raises(KeyboardInterrupt):
+        gate_time.compare("HEAD", 14, tmp_path / "out", said.append)
+    gate_time.compare("HEAD", 14, tmp_path / "out", said.append)
+    assert asked == [range(14), range(3 if went_on else 0, 14)]
+    assert any("Going on from 3 blocks" in line for line in said) == went_on
+    kept = gate_time.Observations.model_validate_json((tmp_path / "out" / gate_time.OBSERVATIONS).read_bytes())
+    assert kept.stages == [all_blocks]
+    gate_time.compare("HEAD", 14, tmp_path / "out", said.append)
+    assert asked[2] == range(14)  # one that ended is done again
 
 
 @pytest.fixture
@@ -318,6 +426,6 @@ def test_the_suite_works_with_pytest_benchmark(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     (bench,) = json.loads(answer.read_text())["benchmarks"]
-    assert bench["stats"]["rounds"] == 2
+    assert bench["stats"]["rounds"] == 4
     assert bench["extra_info"]["grad_evals"] == 25
     assert bench["extra_info"]["root"] == str(ROOT)
