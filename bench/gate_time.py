@@ -362,19 +362,22 @@ class _Process:
             )
 
     def turn(self, *, first: bool = False) -> bool:
-        """Let it go on until it waits again; it is false where it has ended instead."""
+        """Let it go on until it waits again; it is false where it has ended instead, and is gone altogether."""
         try:
             if not first:
                 self.turns.sendall(b".")
-            return bool(self.turns.recv(1))
-        except TimeoutError:
+            waits = bool(self.turns.recv(1))
+            if not waits:
+                self.process.wait(TIMEOUT_S)  # Python closes the socket first and takes its time with the rest
+        except (TimeoutError, subprocess.TimeoutExpired):
             raise NoVerdictError(f"The suite of {self.tree} took more than {TIMEOUT_S} s for a turn.") from None
         except ConnectionError:  # it died while it waited
             return False
+        return waits
 
     def answer(self) -> tuple[dict[str, float], dict[str, Any]]:
         """What it measured; it has ended."""
-        if self.process.wait(TIMEOUT_S):
+        if self.process.wait():
             last = self.log.read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]
             raise NoVerdictError(f"The suite of {self.tree} failed: {last[0]}")
         try:

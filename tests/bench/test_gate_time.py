@@ -232,6 +232,12 @@ def test_writes_when_it_began_and_ended():
             print(Path().absolute().name, time.monotonic(), flush=True, file=times)
             time.sleep(0.02)
             print("end", time.monotonic(), flush=True, file=times)
+    GATE.close()
+    __import__("atexit").register(end, Path("../times").open("a"))
+
+def end(times):
+    time.sleep(0.1)
+    print("gone", time.monotonic(), flush=True, file=times)
 """
 
 
@@ -242,7 +248,8 @@ def test_processes_take_turns(make_tree, tmp_path):
             suite.write(TAKES_TURNS)
     assert len(gate_time.observe([*trees, trees[0]])) == 3
     lines = [line.split() for line in (tmp_path / "times").read_text().splitlines()]
-    assert [who for who, _ in lines] == ["a", "end", "b", "end", "a", "end"] * 3
+    turns = ["a", "end", "b", "end", "a", "end"]
+    assert [who for who, _ in lines] == [*turns, *turns, "a", "end", "gone", "b", "end", "gone", "a", "end", "gone"]
     times = [float(time) for _, time in lines]
     assert times == sorted(times)
 
