@@ -115,7 +115,7 @@ def gate_command(
         str | None, typer.Option(metavar="REASON", help="make what is measured now the baselines, for this reason")
     ] = None,
     against: Annotated[
-        str | None, typer.Option(metavar="REV", help="compare times with this revision instead; takes seven minutes")
+        str | None, typer.Option(metavar="REV", help="compare times with this revision instead; takes ten minutes")
     ] = None,
     blocks: Annotated[int, typer.Option(help="of the comparison of times; 10 cases need 10 at least")] = 10,
     out_dir: Annotated[Path, typer.Option("--out", help="records and verdict")] = Path("results") / "gate",

@@ -95,7 +95,9 @@ def load_spec(name: str, overrides: dict[str, Any] | None = None) -> SweepSpec:
 
 
 def load_experiment(name: str, overrides: dict[str, Any] | None = None, *, quick: bool = False) -> SweepSpec:
-    """The sweep behind an experiment, of one seed and few outer updates where it is to be ``quick``.
+    """The sweep behind an experiment.
+
+    Where it is to be ``quick``, of one seed, few outer updates, and without what even the whole runs for one seed only.
 
     Raises:
         InputError: there is no such experiment, or an override is wrong.
@@ -103,7 +105,11 @@ def load_experiment(name: str, overrides: dict[str, Any] | None = None, *, quick
     if name not in EXPERIMENTS:
         raise InputError(f"Unknown experiment {name!r}; choose one of {', '.join(EXPERIMENTS)}.")
     loaded = load_spec(f"train_{name}", (QUICK if quick else {}) | (overrides or {}))
-    return loaded.model_copy(update={"name": f"{loaded.name}_quick"}) if quick else loaded
+    if not quick:
+        return loaded
+    whole = load_spec(f"train_{name}").grid
+    grids = [grid for grid, as_written in zip(loaded.grid, whole, strict=True) if isinstance(as_written.seed, list)]
+    return loaded.model_copy(update={"name": f"{loaded.name}_quick", "grid": grids})
 
 
 def _override(data: dict[str, Any], key: str, value: Any) -> None:

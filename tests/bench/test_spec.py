@@ -1,7 +1,7 @@
 import pytest
 
 from amaml_core import METHODS, InputError
-from bench.spec import SweepSpec, expand, list_sweeps, load_spec
+from bench.spec import EXPERIMENTS, SweepSpec, expand, list_sweeps, load_experiment, load_spec
 
 GRID = {"probe": "error", "problem": "cosmixture", "method": "maml", "options": {"inner_steps": 2, "inner_lr": 0.1}}
 
@@ -133,3 +133,12 @@ def test_an_unknown_sweep_is_refused_by_name(name):
 def test_an_unknown_override_is_refused_by_name(key):
     with pytest.raises(InputError, match=key):
         load_spec("smoke", {key: 1})
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_quick_experiment_leaves_out_what_runs_for_one_seed_only(name):
+    whole, quick = load_experiment(name), load_experiment(name, quick=True)
+    lists = [grid for grid in whole.grid if isinstance(grid.seed, list)]
+    assert 0 < len(lists) < len(whole.grid)
+    assert [(grid.problem, grid.method) for grid in quick.grid] == [(grid.problem, grid.method) for grid in lists]
+    assert {grid.seed for grid in quick.grid} == {1}
