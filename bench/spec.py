@@ -25,7 +25,7 @@ PROBES = ("allocator", "counts", "error", "floor", "memory", "quality", "regress
 ENGINES = ("eager", "compiled")  # "auto" would hide which of them was measured
 SWEEPS = files("bench") / "sweeps"
 EXPERIMENTS = ("regression", "ratings")  # the sweeps train_NAME
-QUICK = {"seed": 1, "problem_options.outer_updates": 25, "engine": "eager"}  # compiling takes longer than so few updates
+QUICK = {"seed": 1, "problem_options.outer_updates": 25, "engine": "eager"}  # compiling takes longer than these
 
 
 class Grid(BaseModel):
