@@ -41,6 +41,8 @@ def read(paths: Sequence[Path]) -> list[Observations]:
             raise InputError(f"{told}; only identical code tells of false alarms: gate --against HEAD, clean.")
         if not one.ended_at:
             raise InputError(f"{path} is of a run that did not end; leave it out.")
+        if one.gone_on_at:
+            raise InputError(f"{path} is of a run that was cut off and gone on with later; leave it out.")
         found.append(one)
     if len({one.began_at for one in found}) < len(found):
         raise InputError("The same run is named twice; name each once.")

@@ -37,7 +37,9 @@ from bench.stats import holm
 from bench.verdict import Check
 
 SUITE = "bench/test_outer_update.py"
-TURNS = "AMAML_BENCH_TURNS"  # tells any revision's suite of a socket, from which it reads a byte before each round
+TURNS = (
+    "AMAML_BENCH_TURNS"  # tells a suite, of whatever revision, of a socket to ask for its turn and wait for the answer
+)
 FEWEST_BLOCKS = 10  # with fewer, ten cases cannot be told apart from chance at ALPHA
 MOST_BLOCKS = 14  # all of their 2^14 sign flips are tried
 ORDERS = (("ABCCBA", "BCAACB", "CABBAC"), ("CBAABC", "ACBBCA", "BACCAB"))  # of each stage's blocks, in rotation
@@ -48,7 +50,7 @@ STEAL = 0.05  # the share of time that the host may take from this machine while
 TIMEOUT_S = 300  # of a process's turn, which takes less than some seconds
 PATIENCE = 5  # looks at a busy machine, before its block is given up
 LOOK_S = 1.0
-GIVEN_UP = 10  # times in a row that a block may be given up
+GIVEN_UP = 10  # times in a row that a block is given up before all is
 SAME = ("timing_key", "python", "packages")  # of the environments of blocks that are judged together
 
 Observation = Mapping[str, float]
@@ -210,30 +212,36 @@ def compare(revision: str, blocks: int, out_dir: Path, say: Callable[[str], None
         NoVerdictError: the two cannot be compared.
     """
     head = Path(__file__).resolve().parents[1]
-    with checkout(revision, head) as base, one_core():
+    with checkout(revision, head) as base:
         comparable(base, head)
+        with one_core():  # which is all that the suites have
+            described = environment.describe("cpu", 1)
         kept = _go_on(
             Observations(
                 against=revision,
                 base=environment.git_revision(base),
                 head=environment.git_revision(head),
-                environment=environment.describe("cpu", 1),
+                environment=described,
                 began_at=_now(),
             ),
             out_dir / OBSERVATIONS,
         )
         stages: list[list[Block]] = [[*stage] for stage in kept.stages]
-        given_up = list(kept.given_up)
+        given_up, gone_on_at = list(kept.given_up), list(kept.gone_on_at)
         if stages:
             say(f"Going on from {sum(map(len, stages))} blocks of {kept.began_at}.")
+            gone_on_at.append(_now())
 
         def keep(**ended: str) -> None:
-            write(kept.model_copy(update={"stages": stages, "given_up": given_up, **ended}), out_dir)
+            told = {"stages": stages, "given_up": given_up, "gone_on_at": gone_on_at, **ended}
+            write(kept.model_copy(update=told), out_dir)
 
         def run(stage: int) -> Sequence[Block]:
             if stage == len(stages):
                 stages.append([])
-            for found in measure(base, head, stage, range(len(stages[stage]), blocks), say):
+            # the first stage has been ruled upon once there is a second: it is not to grow until it says something else
+            count = blocks if len(stages) == 1 else len(stages[0])
+            for found in measure(base, head, stage, range(len(stages[stage]), count), say):
                 if isinstance(found, str):
                     given_up.append(found)
                 else:
@@ -241,6 +249,7 @@ def compare(revision: str, blocks: int, out_dir: Path, say: Callable[[str], None
                 keep()
             return stages[stage]
 
+        keep()
         answer = judge(run(0), lambda: run(1))
         keep(ended_at=_now())
         return answer
@@ -255,7 +264,8 @@ class Observations(BaseModel):
         head: this checkout's, with "+dirty" where files differ from it.
         environment: what ``environment.describe`` tells.
         began_at: in UTC.
-        ended_at: empty while it runs, and where it was killed.
+        ended_at: empty while it runs, and where it was cut off or given up.
+        gone_on_at: when it was gone on with after that.
         stages: the blocks of the first stage and of the second.
         given_up: why blocks were given up before they began.
     """
@@ -268,6 +278,7 @@ class Observations(BaseModel):
     environment: dict[str, Any]
     began_at: str
     ended_at: str = ""
+    gone_on_at: list[str] = []
     stages: list[list[dict[str, list[dict[str, float]]]]] = []
     given_up: list[str] = []
 
@@ -282,7 +293,8 @@ def _go_on(fresh: Observations, path: Path) -> Observations:
     except (FileNotFoundError, ValidationError):
         return fresh
     told = [(o.base, o.head, *(o.environment.get(key) for key in SAME)) for o in (there, fresh)]
-    return there if told[0] == told[1] and not there.ended_at and not there.head.endswith("+dirty") else fresh
+    known = there.base and there.head and not there.head.endswith("+dirty")
+    return there if known and told[0] == told[1] and not there.ended_at else fresh
 
 
 def write(observations: Observations, directory: Path) -> None:
@@ -330,7 +342,7 @@ def observe(trees: Sequence[Path]) -> list[tuple[dict[str, float], dict[str, Any
     Raises:
         NoVerdictError: a suite is not there, fails, hangs, or measured another tree's code.
     """
-    with ExitStack() as stack:
+    with ExitStack() as stack, one_core():
         processes = [stack.enter_context(_suite(tree)) for tree in trees]
         running = processes
         while running:
@@ -364,15 +376,16 @@ class _Process:
     def turn(self, *, first: bool = False) -> bool:
         """Let it go on until it waits again; it is false where it has ended instead, and is gone altogether."""
         try:
-            if not first:
-                self.turns.sendall(b".")
-            waits = bool(self.turns.recv(1))
+            try:
+                if not first:
+                    self.turns.sendall(b".")
+                waits = bool(self.turns.recv(1))
+            except ConnectionError:  # it does not take turns, or was killed
+                waits = False
             if not waits:
                 self.process.wait(TIMEOUT_S)  # Python closes the socket first and takes its time with the rest
         except (TimeoutError, subprocess.TimeoutExpired):
             raise NoVerdictError(f"The suite of {self.tree} took more than {TIMEOUT_S} s for a turn.") from None
-        except ConnectionError:  # it died while it waited
-            return False
         return waits
 
     def answer(self) -> tuple[dict[str, float], dict[str, Any]]:
@@ -410,15 +423,14 @@ def _suite(tree: Path) -> Iterator[_Process]:
 @contextmanager
 def one_core() -> Iterator[None]:
     """All that is started meanwhile shares one core, where the system lets it: two may differ in speed."""
-    if not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(before)})  # the first one often serves interrupts
+    before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    if before:
+        os.sched_setaffinity(0, {max(before)})  # the first one often serves interrupts
     try:
         yield
     finally:
-        os.sched_setaffinity(0, before)
+        if before:
+            os.sched_setaffinity(0, before)
 
 
 def _environment() -> dict[str, str]:

@@ -93,6 +93,7 @@ def test_runs_are_read_back(tmp_path):
         ({"base": "abd"}, "only identical code"),
         ({"base": "abc+dirty", "head": "abc+dirty"}, "only identical code"),
         ({"ended_at": ""}, "did not end"),
+        ({"gone_on_at": ["2026-01-02T00:00:00+00:00"]}, "cut off and gone on with"),
         ({"environment": {"timing_key": "there"}}, "one machine are needed, not of 2: here; there"),
         ({"began_at": "2026-01-01T00:00:00+00:00"}, "named twice"),
         ({"stages": [[{letter: [{"quiet": 1.0}] for letter in "ABC"}]]}, "do not have the same cases"),

@@ -264,7 +264,8 @@ def test_a_process_that_dies_at_its_turn_is_no_verdict_and_leaves_nothing(make_t
     assert not psutil.Process().children(recursive=True)
 
 
-def test_the_suite_ends_with_the_gate():
+@pytest.mark.parametrize("let_on", [b"", b"."])
+def test_the_suite_ends_with_the_gate(let_on):
     mine, theirs = socket.socketpair()
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", gate_time.SUITE]
     alone = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
@@ -274,6 +275,7 @@ def test_the_suite_ends_with_the_gate():
     ) as process:
         theirs.close()
         assert mine.recv(1) == b"."
+        mine.sendall(let_on)  # it is gone while the suite waits, or while it measures
         mine.close()
         told, _ = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -390,8 +392,31 @@ def test_a_comparison_that_was_cut_off_is_gone_on_with(monkeypatch, tmp_path, re
     assert any("Going on from 3 blocks" in line for line in said) == went_on
     kept = gate_time.Observations.model_validate_json((tmp_path / "out" / gate_time.OBSERVATIONS).read_bytes())
     assert kept.stages == [all_blocks]
+    assert len(kept.gone_on_at) == went_on
     gate_time.compare("HEAD", 14, tmp_path / "out", said.append)
     assert asked[2] == range(14)  # one that ended is done again
+
+
+def test_the_first_stage_does_not_grow_once_it_was_ruled_upon(monkeypatch, tmp_path, repository):
+    (repository / "file").write_text("one")
+    stages = [blocks(3, count=10, slower=0.14), blocks(4, count=14, slower=0.14)]
+    monkeypatch.setattr(gate_time, "comparable", lambda base, head: None)
+    monkeypatch.setattr(gate_time, "__file__", str(repository / "bench" / "gate_time.py"))
+    asked = []
+
+    def measure(base, head, stage, numbers, say):
+        asked.append((stage, numbers))
+        for number in numbers:
+            if len(asked) == 2 and number == 5:
+                raise KeyboardInterrupt
+            yield stages[stage][number]
+
+    monkeypatch.setattr(gate_time, "measure", measure)
+    with pytest.raises(KeyboardInterrupt):
+        gate_time.compare("HEAD", 10, tmp_path / "out", lambda line: None)
+    checks, _ = gate_time.compare("HEAD", 14, tmp_path / "out", lambda line: None)
+    assert asked == [(0, range(10)), (1, range(10)), (0, range(10, 10)), (1, range(5, 10))]
+    assert checks[0].outcome == "fail"
 
 
 @pytest.fixture
