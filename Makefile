@@ -63,11 +63,11 @@ bench-work-precision: $(PEERS) ## gradient error against seconds and bytes, over
 bench-time: $(STAMP) ## seconds per outer update against trajectory length
 	$(BIN)/amaml-bench run time $(if $(DEVICE),--device $(DEVICE)) --out $(RESULTS)/time
 
-# QUICK=1 makes it a matter of minutes instead of hours.
+# QUICK=1 makes it a quarter of an hour instead of hours.
 EXPERIMENT = $(BIN)/amaml-bench train $(1) $(if $(QUICK),--quick) $(if $(DEVICE),--device $(DEVICE)) --out $(2)
 TRAINED = $(RESULTS)/train_$(1)$(if $(QUICK),_quick)
 
-experiments: $(STAMP) ## meta-train by every method, test what they learned, and the report (QUICK=1: in minutes)
+experiments: $(STAMP) ## meta-train by every method, test what they learned, and the report (QUICK=1: in 15 minutes)
 	$(call EXPERIMENT,regression,$(call TRAINED,regression))
 	$(call EXPERIMENT,ratings,$(call TRAINED,ratings))
 	$(BIN)/amaml-report build $(call TRAINED,regression) $(call TRAINED,ratings) --out $(REPORT)
