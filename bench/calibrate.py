@@ -13,7 +13,8 @@ from scipy import stats as scipy_stats
 
 from amaml_core import InputError
 from bench.calibration import Calibration, Case, Live
-from bench.gate_time import Block, Observations, judge, log_ratios, rule
+from bench.gate_ruling import Block, judge, log_ratios, rule
+from bench.gate_time import Observations
 from bench.verdict import Outcome, Verdict
 
 RUNS = 2000  # of identical code

@@ -20,7 +20,19 @@ from rich.console import Console
 from rich.markup import escape
 
 from amaml_core import METHODS, InputError
-from bench import advice, calibrate, environment, gate, gate_time, profile, runner, spec, worker
+from bench import (
+    advice,
+    calibrate,
+    environment,
+    gate,
+    gate_ruling,
+    gate_time,
+    gate_turns,
+    profile,
+    runner,
+    spec,
+    worker,
+)
 from bench.calibration import CALIBRATION
 from bench.estimate import estimate
 from bench.peers import PEERS
@@ -155,12 +167,12 @@ def _gate(accept: str | None, out_dir: Path, device: str | None, quiet: bool) ->
 
 def _against(revision: str, blocks: int, out_dir: Path) -> Verdict:
     title = f"gate --against {revision}"
-    if not gate_time.FEWEST_BLOCKS <= blocks <= gate_time.MOST_BLOCKS:
-        fewest, most = gate_time.FEWEST_BLOCKS, gate_time.MOST_BLOCKS
+    if not gate_ruling.FEWEST_BLOCKS <= blocks <= gate_ruling.MOST_BLOCKS:
+        fewest, most = gate_ruling.FEWEST_BLOCKS, gate_ruling.MOST_BLOCKS
         raise InputError(f"--blocks {blocks}: with fewer than {fewest} no case can be called slower; at most {most}.")
     try:
         checks, notes = gate_time.compare(revision, blocks, out_dir, partial(out.print, markup=False))
-    except gate_time.NoVerdictError as error:
+    except gate_turns.NoVerdictError as error:
         return Verdict(title, [], [str(error)])
     return Verdict(title, checks, notes)
 

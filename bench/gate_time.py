@@ -9,197 +9,30 @@ from block to block, for the place itself may matter (the first process is often
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import socket
-import statistics
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
-from scipy import stats as scipy_stats
 
 from amaml_core import InputError
 from bench import environment
-from bench.stats import holm
+from bench.gate_ruling import Block, Observation, judge
+from bench.gate_turns import NoVerdictError, comparable, observe, one_core
 from bench.verdict import Check
 
-SUITE = "bench/test_outer_update.py"
-TURNS = (
-    "AMAML_BENCH_TURNS"  # tells a suite, of whatever revision, of a socket to ask for its turn and wait for the answer
-)
-FEWEST_BLOCKS = 10  # with fewer, ten cases cannot be told apart from chance at ALPHA
-MOST_BLOCKS = 14  # all of their 2^14 sign flips are tried
 ORDERS = (("ABCCBA", "BCAACB", "CABBAC"), ("CBAABC", "ACBBCA", "BACCAB"))  # of each stage's blocks, in rotation
-ALPHA = 0.01
-MARGIN = math.log(1.05)  # a slowdown that is worth a red light
-CONFIDENCE = 0.95
 STEAL = 0.05  # the share of time that the host may take from this machine while it is watched
-TIMEOUT_S = 300  # of a process's turn, which takes less than some seconds
 PATIENCE = 5  # looks at a busy machine, before its block is given up
 LOOK_S = 1.0
 GIVEN_UP = 10  # times in a row that a block is given up before all is
 SAME = ("timing_key", "python", "packages")  # of the environments of blocks that are judged together
-
-Observation = Mapping[str, float]
-"""Seconds of each case in one process."""
-Block = Mapping[str, Sequence[Observation]]
-"""The observations of each letter in one block."""
-
-
-@dataclass(frozen=True)
-class Effect:
-    """One case's log-ratio of times over blocks.
-
-    Attributes:
-        mean: of the blocks' log-ratios.
-        low: lower end of the interval for it (Student's t).
-        high: upper end.
-        p: of the one-sided sign-flip test for "slower", adjusted by Holm's method.
-    """
-
-    mean: float
-    low: float
-    high: float
-    p: float
-
-
-def effects(blocks: Sequence[Block], slow: str, fast: str) -> dict[str, Effect]:
-    """Of each case: how much slower one letter is than another.
-
-    The test takes all sign flips of the blocks' log-ratios: exact, whatever their distribution, as long as blocks are
-    independent and it is symmetric where nothing has changed.
-    """
-    names = list(blocks[0][slow][0])
-    ratios = log_ratios(blocks, slow, fast)
-    adjusted = holm(sign_flip(ratios).tolist())
-    ends = zip(*interval(ratios), strict=True)
-    return {
-        name: Effect(float(mean), float(low), float(high), p)
-        for name, mean, (low, high), p in zip(names, ratios.mean(0), ends, adjusted, strict=True)
-    }
-
-
-def log_ratios(blocks: Sequence[Block], slow: str, fast: str) -> np.ndarray:
-    """Of one letter's times to another's, ``[blocks, cases]``."""
-    names = list(blocks[0][slow][0])
-    return np.array([[_log_mean(b[slow], name) - _log_mean(b[fast], name) for name in names] for b in blocks])
-
-
-def sign_flip(values: np.ndarray) -> np.ndarray:
-    """One-sided p-values of "the mean is positive", over all sign flips: ``[cases]`` from ``[blocks, cases]``."""
-    slack = 1e-12 * np.abs(values).sum(0)
-    return (_signs(len(values)) @ values >= values.sum(0) - slack).mean(0)
-
-
-@cache
-def _signs(count: int) -> np.ndarray:
-    """All of them, a row each."""
-    return 1.0 - 2 * ((np.arange(2**count)[:, None] >> np.arange(count)) & 1)
-
-
-def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of the means, by Student's t: two of ``[cases]`` from ``[blocks, cases]``."""
-    half = _quantile(len(values)) * values.std(0, ddof=1) / math.sqrt(len(values))
-    return values.mean(0) - half, values.mean(0) + half
-
-
-@cache
-def _quantile(count: int) -> float:
-    return float(scipy_stats.t.ppf((1 + CONFIDENCE) / 2, count - 1))
-
-
-def _log_mean(observations: Sequence[Observation], name: str) -> float:
-    return sum(math.log(observation[name]) for observation in observations) / len(observations)
-
-
-@dataclass(frozen=True)
-class Ruling:
-    """What the blocks of one stage say.
-
-    Attributes:
-        slower: cases with p < ``ALPHA`` whose whole interval lies beyond their margin.
-        fine: cases whose interval ends below ``MARGIN``, where the control shows no more than that: a noisy control, or
-            one that is off, must not let anything pass.
-        alarmed: cases in which the control is "slower" or "faster" by the same rule: the same code twice.
-        effects: of the head against the other revision.
-        margins: log-ratio, by case: the larger of ``MARGIN`` and what the control shows there.
-    """
-
-    slower: tuple[str, ...]
-    fine: tuple[str, ...]
-    alarmed: tuple[str, ...]
-    effects: dict[str, Effect]
-    margins: dict[str, float]
-
-
-def rule(blocks: Sequence[Block]) -> Ruling:
-    """The verdict of one stage."""
-    found, control, reverse = (effects(blocks, *pair) for pair in ("BA", "CA", "AC"))
-    margins = {name: max(MARGIN, abs(e.low), abs(e.high)) for name, e in control.items()}
-    return Ruling(
-        tuple(name for name, e in found.items() if e.p < ALPHA and e.low > margins[name]),
-        tuple(name for name, e in found.items() if e.high < MARGIN and margins[name] == MARGIN),
-        tuple(name for name in found if any(c[name].p < ALPHA and c[name].low > MARGIN for c in (control, reverse))),
-        found,
-        margins,
-    )
-
-
-def judge(first: Sequence[Block], second: Callable[[], Sequence[Block]]) -> tuple[list[Check], list[str]]:
-    """The checks and what is to be said of all of them.
-
-    Args:
-        first: the blocks of the first stage.
-        second: runs the second stage, in the other order; it is asked for where the first calls a case slower, and
-            judged on such cases alone.
-    """
-    ruling = rule(first)
-    again = rule([_part(block, ruling.slower) for block in second()]) if ruling.slower else None
-    doubt = bool(ruling.alarmed or (again and again.alarmed))
-    checks = []
-    for name, effect in ruling.effects.items():
-        told = f"{_percent(effect.mean)} ({_percent(effect.low)} to {_percent(effect.high)}), p = {effect.p:.2g}"
-        told += f", margin {_percent(ruling.margins[name])}"
-        outcome = "pass" if name in ruling.fine else "insufficient"
-        if again is not None and name in ruling.slower:
-            confirmed = name in again.slower
-            outcome = "fail" if confirmed else "insufficient"
-            told += f"; the second stage {'agrees' if confirmed else 'does not agree'}"
-            told += f": {_percent(again.effects[name].mean)}"
-        if doubt:
-            told, outcome = f"{told}; else {outcome}", "advisory"
-        before, now = (_typical(first, letter, name) for letter in "AB")
-        checks.append(Check(name, "outer_update_seconds", outcome, before, now, told + "."))
-    notes = [f"{len(first)} blocks; a change below {_percent(MARGIN)} is let pass."]
-    if doubt:
-        who = ", ".join(sorted({*ruling.alarmed, *(again.alarmed if again else ())}))
-        notes.append(f"The same code twice was told apart ({who}): on this machine, now, the times are advisory only.")
-    return checks, notes
-
-
-def _part(block: Block, names: Sequence[str]) -> Block:
-    return {letter: [{name: seen[name] for name in names} for seen in block[letter]] for letter in block}
-
-
-def _typical(blocks: Sequence[Block], letter: str, name: str) -> float:
-    return math.exp(statistics.median(_log_mean(block[letter], name) for block in blocks))
-
-
-def _percent(log_ratio: float) -> str:
-    return f"{100 * math.expm1(log_ratio):+.1f} %"
 
 
 def compare(revision: str, blocks: int, out_dir: Path, say: Callable[[str], None]) -> tuple[list[Check], list[str]]:
@@ -330,124 +163,6 @@ def checkout(revision: str, root: Path) -> Iterator[Path]:
 
 def _git(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True)
-
-
-class NoVerdictError(RuntimeError):
-    """The two revisions cannot be compared; the message says why."""
-
-
-def observe(trees: Sequence[Path]) -> list[tuple[dict[str, float], dict[str, Any]]]:
-    """A process of each tree's suite, in turns: of each, the seconds of each case and what each case says of itself.
-
-    Raises:
-        NoVerdictError: a suite is not there, fails, hangs, or measured another tree's code.
-    """
-    with ExitStack() as stack, one_core():
-        processes = [stack.enter_context(_suite(tree)) for tree in trees]
-        running = processes
-        while running:
-            running = [process for process in running if process.turn()]
-        return [process.answer() for process in processes]
-
-
-class _Process:
-    """A suite under way. It waits for its turn before it times anything."""
-
-    def __init__(self, tree: Path, directory: Path) -> None:
-        self.tree, self.told, self.log = tree, directory / "answer.json", directory / "log"
-        if not (tree / SUITE).exists():
-            raise NoVerdictError(f"{tree} has no {SUITE}: there is nothing to compare with.")
-        self.turns, theirs = socket.socketpair()
-        self.turns.settimeout(TIMEOUT_S)
-        plugins = ["-p", "pytest_benchmark.plugin", "-p", "no:cacheprovider"]
-        mine = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(tree), TURNS: str(theirs.fileno())}
-        mine["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # others only take time to load
-        with theirs, self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "pytest", "-q", *plugins, SUITE, f"--benchmark-json={self.told}"],
-                cwd=tree,
-                env=_environment() | mine,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                pass_fds=[theirs.fileno()],
-            )
-
-    def turn(self, *, first: bool = False) -> bool:
-        """Let it go on until it waits again; it is false where it has ended instead, and is gone altogether."""
-        try:
-            try:
-                if not first:
-                    self.turns.sendall(b".")
-                waits = bool(self.turns.recv(1))
-            except ConnectionError:  # it does not take turns, or was killed
-                waits = False
-            if not waits:
-                self.process.wait(TIMEOUT_S)  # Python closes the socket first and takes its time with the rest
-        except (TimeoutError, subprocess.TimeoutExpired):
-            raise NoVerdictError(f"The suite of {self.tree} took more than {TIMEOUT_S} s for a turn.") from None
-        return waits
-
-    def answer(self) -> tuple[dict[str, float], dict[str, Any]]:
-        """What it measured; it has ended."""
-        if self.process.wait():
-            last = self.log.read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]
-            raise NoVerdictError(f"The suite of {self.tree} failed: {last[0]}")
-        try:
-            told = {bench["params"]["name"]: bench for bench in json.loads(self.told.read_text())["benchmarks"]}
-            seconds = {name: float(bench["stats"]["mean"]) for name, bench in told.items()}
-            extra = {name: bench["extra_info"] for name, bench in told.items()}
-            about = {name: (one["suite"], one["cell_id"]) for name, one in extra.items()}
-            roots = {one["root"] for one in extra.values()}
-        except (KeyError, OSError, TypeError, ValueError) as error:
-            raise NoVerdictError(f"The suite of {self.tree} does not answer as this one does: {error!r}.") from None
-        if others := roots - {str(self.tree)}:
-            raise NoVerdictError(f"The suite of {self.tree} measured the code of {others.pop()}.")
-        return seconds, about
-
-
-@contextmanager
-def _suite(tree: Path) -> Iterator[_Process]:
-    """One that waits for its first turn; nothing is left of it afterwards."""
-    with tempfile.TemporaryDirectory() as directory:
-        process = _Process(tree, Path(directory))
-        try:
-            process.turn(first=True)
-            yield process
-        finally:
-            process.process.kill()
-            process.process.wait()
-            process.turns.close()
-
-
-@contextmanager
-def one_core() -> Iterator[None]:
-    """All that is started meanwhile shares one core, where the system lets it: two may differ in speed."""
-    before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
-    if before:
-        os.sched_setaffinity(0, {max(before)})  # the first one often serves interrupts
-    try:
-        yield
-    finally:
-        if before:
-            os.sched_setaffinity(0, before)
-
-
-def _environment() -> dict[str, str]:
-    return {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "GITHUB_"))}
-
-
-def comparable(base: Path, head: Path) -> None:
-    """Run both suites once, which also fills the caches.
-
-    Raises:
-        NoVerdictError: they do not measure the same.
-    """
-    (_, theirs), (_, ours) = observe([base, head])
-    if theirs != ours:
-        raise NoVerdictError(
-            "The two revisions do not measure the same: their suites, problems or cases differ; take a newer one."
-        )
 
 
 def measure(base: Path, head: Path, stage: int, blocks: range, say: Callable[[str], None]) -> Iterator[Block | str]:

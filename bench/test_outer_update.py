@@ -23,7 +23,7 @@ from bench.versions import source_hash
 
 CASES = gate.cases(expand(load_spec(gate.SWEEP)))
 WARMUP, ROUNDS = 1, 4
-TURNS = "AMAML_BENCH_TURNS"  # bench/gate_time.py runs several of these processes and times one at a time: its socket
+TURNS = "AMAML_BENCH_TURNS"  # bench/gate_turns.py runs several of these processes and times one at a time: its socket
 GATE = socket.socket(fileno=int(os.environ[TURNS])) if TURNS in os.environ else None
 
 

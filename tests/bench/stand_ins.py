@@ -1,4 +1,6 @@
-"""What stands in for a user's data and console."""
+"""What stands in for a user's data and console, and for times."""
+
+import math
 
 import numpy as np
 
@@ -27,3 +29,17 @@ class Quiet:
 
     def finished(self, record):
         pass
+
+
+CASES = [f"case{i}" for i in range(10)]
+
+
+def blocks(seed, count=14, slower=0.0, noise=0.02, cases=CASES, control=0.0):
+    """Observations of A, B and C in which B is slower in the first case."""
+    rng = np.random.default_rng(seed)
+
+    def observe(letter):
+        shift = {"A": 0.0, "B": slower, "C": control}[letter]
+        return {n: math.exp(rng.normal(0, noise) + (shift if n == cases[0] else 0.0)) for n in cases}
+
+    return [{letter: [observe(letter), observe(letter)] for letter in "ABC"} for _ in range(count)]
