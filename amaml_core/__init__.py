@@ -12,18 +12,18 @@ Example:
 """
 
 from amaml_core.adaptation import AdaptationCurve, accuracy, adaptation_curve, nrmse, rmse, target_std
-from amaml_core.adjoint import BACKWARDS, adjoint_gradient, autodiff_gradient
 from amaml_core.errors import InputError
 from amaml_core.inner import InnerProblem, Linearization
 from amaml_core.linear_solve import LinearSolution, conjugate_gradient
 from amaml_core.methods import METHODS, create_method
 from amaml_core.methods.base import Adaptation, MetaGradient, MetaGradientMethod, Status, Target
-from amaml_core.ode import SOLVERS, solve
+from amaml_core.ode.adjoint import BACKWARDS, adjoint_gradient, autodiff_gradient
+from amaml_core.ode.scheme import SolverFailedError, System, Trajectory
+from amaml_core.ode.solve import SOLVERS, solve
 from amaml_core.problem import MetaProblem
-from amaml_core.scheme import SolverFailedError, System, Trajectory
 from amaml_core.stopping import GradientNorm, QueryLoss, Stopping
-from amaml_core.tasks import TaskBatch
-from amaml_core.training import Training, batches, train
+from amaml_core.tasks import TaskBatch, batches
+from amaml_core.training import Training, train
 
 __all__ = [
     "BACKWARDS",

@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from amaml_core.engine.rule import pieces
 from amaml_core.errors import InputError, positive_number
+from amaml_core.inner import InnerProblem
 from amaml_core.methods.base import Descend
 from amaml_core.problem import MetaProblem
-from amaml_core.scheme import pieces
 from amaml_core.tasks import TaskBatch
 
 Measure = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -97,7 +98,7 @@ def _one_chunk(
     measure: Measure,
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    inner = problem.bind(theta, tasks)
+    inner = InnerProblem(problem, theta, tasks)
     u, h = inner.start(), theta.new_full((len(tasks), 1), lr)
     errors = []
     for before, after in pairwise([0, *wanted]):

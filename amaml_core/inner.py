@@ -6,23 +6,21 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from amaml_core import engine as compiler
-from amaml_core.tasks import TaskBatch
-
-if TYPE_CHECKING:
-    from amaml_core.problem import MetaProblem
+from amaml_core.engine import inductor
+from amaml_core.engine.eager import vector_jacobian
+from amaml_core.engine.rule import per_call
+from amaml_core.engine.threads import one_at_a_time
+from amaml_core.problem import MetaProblem
+from amaml_core.tasks import DATA, TaskBatch
 
 Step = Callable[..., tuple[Tensor, ...]]
 """A pure, hashable function (inner problem, *tensors) -> tensors: what the engine compiles as a whole."""
-
-
-DATA = ("support_x", "support_y", "query_x", "query_y")
 
 
 @dataclass(frozen=True)
@@ -43,26 +41,38 @@ class InnerProblem:
 
     ``stats`` counts calls that serve the whole batch at once: ``grad_evals``, ``hvp_evals`` and ``linearizations``
     (a gradient whose graph is kept for Hessian-vector products; not counted among ``grad_evals``).
+
+    Args:
+        problem: model and losses.
+        theta: θ ``[d]``, or a row a task ``[B, d]``; held fixed.
+        tasks: B tasks.
+        prox: μ.
+
+    Raises:
+        InputError: the tasks' dtype or device is not θ's, or the model was put into a mode that has a memory.
     """
 
-    def __init__(self, problem: MetaProblem, theta: Tensor, tasks: TaskBatch, prox: float) -> None:
-        self.problem, self.theta, self.tasks, self.prox = problem, theta, tasks, prox
+    def __init__(
+        self, problem: MetaProblem, theta: Float[Tensor, "*b params"], tasks: TaskBatch, prox: float = 0.0
+    ) -> None:
+        problem.check_tasks(theta, tasks)
+        self.problem, self.theta, self.tasks, self.prox = problem, theta.detach(), tasks, prox
         self.stats: Counter[str] = Counter(grad_evals=0, hvp_evals=0)
         modes = tuple(module.training for module in problem.model.modules())
         autocast = torch.is_autocast_enabled(theta.device.type), torch.get_autocast_dtype(theta.device.type)
         # on which a trace depends besides its tensors
         self._context = (problem.inner_loss, problem.outer_loss, modes, autocast)
-        self._inputs = [theta, *(getattr(tasks, name).contiguous() for name in DATA), *problem._frozen().values()]
+        self._inputs = [self.theta, *(getattr(tasks, name).contiguous() for name in DATA), *problem.frozen().values()]
 
     def per_call(self, cost: int = 1) -> int | None:
         """How many steps of ``cost`` gradients or products each make one compiled call; None in the eager engine."""
-        return max(1, compiler.BUDGET // cost) if self.problem.engine == "compiled" else None
+        return per_call(cost) if self.problem.engine == "compiled" else None
 
     def run(self, step: Step, *tensors: Tensor) -> tuple[Tensor, ...]:
         """``step(self, *tensors)``, compiled in the compiled engine. Nothing in it may be differentiated later."""
         if self.problem.engine == "eager":
             return step(self, *tensors)
-        return self._compiled(compiler.compile_function, step, tensors)
+        return self._compiled(inductor.compile_function, step, tensors)
 
     def pullback(
         self, step: Step, u: Tensor, *tensors: Tensor, once: bool = True
@@ -72,20 +82,20 @@ class InnerProblem:
         Where more than one product is wanted, say ``once=False``: else the graph is freed on the way.
         """
         if self.problem.engine == "compiled":
-            return self._compiled(compiler.compile_pullback, step, (u, *tensors))
+            return self._compiled(inductor.compile_pullback, step, (u, *tensors))
         with torch.enable_grad():
             u = u.detach().requires_grad_()
             (value,) = step(self, u, *tensors)
-        return value.detach(), lambda v: compiler.vector_jacobian(value, u, v, keep=not once)
+        return value.detach(), lambda v: vector_jacobian(value, u, v, keep=not once)
 
     def _compiled(self, compile_: Callable[..., Any], step: Step, tensors: Sequence[Tensor]) -> Any:
         arguments = [tensor.contiguous() for tensor in (*tensors, *self._inputs)]
         shapes = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in arguments)
         key = (compile_, step, self.prox, self._context, shapes, torch.get_num_threads())
-        with compiler.one_at_a_time:
-            if key not in self.problem._compiled:
-                self.problem._compiled[key] = self._compile(compile_, step, arguments, len(tensors))
-        function, counted = self.problem._compiled[key]
+        with one_at_a_time:
+            if key not in self.problem.compiled:
+                self.problem.compiled[key] = self._compile(compile_, step, arguments, len(tensors))
+        function, counted = self.problem.compiled[key]
         self.stats.update(counted)
         return function(*arguments)
 
@@ -102,16 +112,15 @@ class InnerProblem:
             results = step(traced, *values[:own])
             counted.clear()
             counted.update(traced.stats)
-            return results if compile_ is compiler.compile_function else results[0]
+            return results if compile_ is inductor.compile_function else results[0]
 
         return compile_(pure, arguments), counted
 
     def _traced(self, inputs: Sequence[Tensor]) -> InnerProblem:
         """This inner problem with these tensors in the place of its own, for a trace."""
         theta, *rest = inputs
-        problem, tasks = copy.copy(self.problem), copy.copy(self.tasks)
-        problem.engine = "eager"
-        problem._traced_frozen = dict(zip(self.problem._frozen(), rest[len(DATA) :], strict=True))
+        problem = self.problem.traced(dict(zip(self.problem.frozen(), rest[len(DATA) :], strict=True)))
+        tasks = copy.copy(self.tasks)
         for name, value in zip(DATA, rest, strict=False):
             object.__setattr__(tasks, name, value)  # frozen, and not to be checked again
         traced = copy.copy(self)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 import re
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -17,15 +16,12 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 
-from amaml_core.engine import one_at_a_time
+from amaml_core.engine.rule import Engine, chosen
+from amaml_core.engine.threads import one_at_a_time
 from amaml_core.errors import InputError, positive_integer
-from amaml_core.inner import DATA, InnerProblem
-from amaml_core.tasks import TaskBatch
+from amaml_core.tasks import DATA, TaskBatch
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-Engine = Literal["auto", "eager", "compiled"]
-PAYBACK = 200  # planned outer updates from which on compilation (10 to 60 s) pays for itself with a small network
-SMALL = 20_000  # adapted parameters up to which dispatch, and not arithmetic, takes the time of an eager update
 
 
 class MetaProblem:
@@ -100,13 +96,10 @@ class MetaProblem:
         self._traced_frozen: dict[str, Tensor] | None = None  # stands in for the frozen part while a step is traced
 
     def _set_engine(self, engine: Engine) -> None:
-        if engine not in get_args(Engine):
-            raise InputError(f"engine={engine!r} is not available; choose one of {', '.join(get_args(Engine))}.")
-        if engine == "auto":
-            pays = self.planned_updates >= PAYBACK and self.dim <= SMALL and not self._convolves
-            engine = "compiled" if pays else "eager"
-        self.engine: Literal["eager", "compiled"] = engine
-        self._compiled: dict[Hashable, tuple[Callable[..., Any], Counter[str]]] = {}
+        self.engine: Literal["eager", "compiled"] = chosen(
+            engine, planned_updates=self.planned_updates, dim=self.dim, convolves=self._convolves
+        )
+        self.compiled: dict[Hashable, Any] = {}  # what is built for steps of its inner problems, and dies with it
 
     def with_engine(self, engine: Engine) -> MetaProblem:
         """The same problem under another engine; the model is shared.
@@ -177,15 +170,21 @@ class MetaProblem:
             raise InputError(f"theta is {found}; this problem needs a tensor of shape [{self.dim}].")
         if not theta.dtype.is_floating_point or not bool(torch.isfinite(theta).all()):
             raise InputError("theta must hold finite floating-point values.")
-        for name, value in self._frozen().items():
+        for name, value in self.frozen().items():
             if value.device != theta.device or (value.dtype.is_floating_point and value.dtype != theta.dtype):
                 raise InputError(
                     f"theta is {theta.dtype} on {theta.device} and the model's {name!r} is {value.dtype} on "
                     f"{value.device}; convert one of them."
                 )
 
-    def bind(self, theta: Float[Tensor, "*b params"], tasks: TaskBatch, prox: float = 0.0) -> InnerProblem:
-        """The losses of these tasks as functions of u alone, ``[B, d]``; evaluations are counted.
+    def traced(self, frozen: Mapping[str, Tensor]) -> MetaProblem:
+        """The same problem in the eager engine, with these tensors in the place of ``frozen()``: for a trace."""
+        other = copy.copy(self)
+        other.engine, other._traced_frozen = "eager", dict(frozen)
+        return other
+
+    def check_tasks(self, theta: Float[Tensor, "*b params"], tasks: TaskBatch) -> None:
+        """Refuse tasks that do not fit θ, and a model that is no longer as it was given.
 
         Raises:
             InputError: the tasks' dtype or device is not θ's, or the model was put into a mode that has a memory.
@@ -197,7 +196,6 @@ class MetaProblem:
                 raise InputError(f"{name} is on {value.device} and theta on {theta.device}; move one of them.")
             if value.dtype.is_floating_point and value.dtype != theta.dtype:
                 raise InputError(f"{name} is {value.dtype} and theta {theta.dtype}; convert one of them.")
-        return InnerProblem(self, theta.detach(), tasks, prox)
 
     def predict(self, u: Float[Tensor, "tasks params"], x: Tensor) -> Tensor:
         """The model's outputs ``[B, n, ...]`` for inputs ``[B, n, ...]``, each task with its own parameters."""
@@ -236,13 +234,14 @@ class MetaProblem:
 
     def _call(self, u: Tensor, x: Tensor) -> Tensor:
         with one_at_a_time:  # functional_call puts the parameters into the module itself and takes them out again
-            return functional_call(self.model, {**self._frozen(), **self._split(u)}, (x,))
+            return functional_call(self.model, {**self.frozen(), **self._split(u)}, (x,))
 
     def _split(self, u: Tensor) -> dict[str, Tensor]:
         parts = u.split(self._sizes)
         return {name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
 
-    def _frozen(self) -> dict[str, Tensor]:
+    def frozen(self) -> dict[str, Tensor]:
+        """What is not adapted, by name: the other parameters and all buffers, detached."""
         if self._traced_frozen is not None:
             return self._traced_frozen
         with one_at_a_time:

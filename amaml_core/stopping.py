@@ -14,7 +14,7 @@ from torch import Tensor
 
 from amaml_core.errors import positive_integer, positive_number
 from amaml_core.inner import InnerProblem
-from amaml_core.scheme import Trajectory
+from amaml_core.ode.scheme import Trajectory
 
 
 class Stopping(ABC):

@@ -1,15 +1,18 @@
-"""A batch of few-shot tasks."""
+"""Batches of few-shot tasks."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Float, Shaped
-from torch import Tensor
+from torch import Generator, Tensor
 
-from amaml_core.errors import InputError
+from amaml_core.errors import InputError, positive_integer
+
+DATA = ("support_x", "support_y", "query_x", "query_y")
 
 
 @dataclass(frozen=True)
@@ -90,3 +93,25 @@ class TaskBatch:
     def _map(self, function: Callable[[Tensor], Tensor]) -> TaskBatch:
         changed = {name: function(value) for name, value in self._named() if value is not None}
         return TaskBatch(**changed)
+
+
+Batches = Callable[[int], TaskBatch]
+"""The task batch of outer update g = 0, 1, …: a pure function, so that a resumed run sees the same tasks."""
+
+
+def batches(pool: TaskBatch, size: int, seed: int) -> Batches:
+    """Batches of ``size`` different tasks, drawn from a pool by the seed and the number of the update.
+
+    Raises:
+        InputError: the pool holds fewer tasks.
+    """
+    positive_integer("size", size)
+    if size > len(pool):
+        raise InputError(f"A batch of {size} tasks cannot be drawn from {len(pool)}; lower size.")
+    return lambda update: pool[torch.randperm(len(pool), generator=generator(seed, update))[:size]]
+
+
+def generator(seed: int, update: int) -> Generator:
+    """The random numbers of one outer update, on the CPU; neither neighbouring updates nor seeds share them."""
+    digest = hashlib.sha256(f"{seed} {update}".encode()).digest()
+    return Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))

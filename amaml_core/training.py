@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import math
-import os
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
-from zipfile import BadZipFile, ZipFile
 
 import torch
 from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.optim import Adam, Optimizer
 
+from amaml_core.checkpoints import Checkpoints
 from amaml_core.errors import InputError, positive_integer, positive_number
 from amaml_core.methods.base import OK, MetaGradientMethod, Status
 from amaml_core.problem import MetaProblem
-from amaml_core.tasks import TaskBatch
-
-Batches = Callable[[int], TaskBatch]
-"""The task batch of outer update g = 0, 1, …: a pure function, so that a resumed run sees the same tasks."""
-
-KEPT = 2  # checkpoints on the disk: should the last one be damaged, there is the one before
-# what bytes that were cut off or changed can raise
-DAMAGE = (BadZipFile, RuntimeError, EOFError, OSError, UnpicklingError, KeyError, ValueError, TypeError)
+from amaml_core.tasks import Batches
 
 
 @dataclass(frozen=True)
@@ -65,24 +55,6 @@ class Training:
     def updates(self) -> int:
         """Outer updates made."""
         return len(self.losses)
-
-
-def batches(pool: TaskBatch, size: int, seed: int) -> Batches:
-    """Batches of ``size`` different tasks, drawn from a pool by the seed and the number of the update.
-
-    Raises:
-        InputError: the pool holds fewer tasks.
-    """
-    positive_integer("size", size)
-    if size > len(pool):
-        raise InputError(f"A batch of {size} tasks cannot be drawn from {len(pool)}; lower size.")
-    return lambda update: pool[torch.randperm(len(pool), generator=generator(seed, update))[:size]]
-
-
-def generator(seed: int, update: int) -> Generator:
-    """The random numbers of one outer update, on the CPU; neither neighbouring updates nor seeds share them."""
-    digest = hashlib.sha256(f"{seed} {update}".encode()).digest()
-    return Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
 
 def train(
@@ -135,10 +107,12 @@ def train(
     start = method.initial_meta_parameters(problem) if meta is None else meta
     start = dict(start) if isinstance(start, Mapping) else {"theta": start}
     state = _State(start, optimizer)
-    files = None
+    files, notes = None, ()
     if directory is not None:
-        files = _Checkpoints(directory, _settings(method, problem, start, batch, state.optimizer) | {"xi": str(xi)})
-    notes = files.restore(state) if files else ()
+        files = Checkpoints(directory, _settings(method, problem, start, batch, state.optimizer) | {"xi": str(xi)})
+        there, notes = files.read(next(iter(state.meta.values())).device)
+        if there is not None:
+            state.restore(there)
     if state.made > updates:
         raise InputError(f"{directory} holds a training of {state.made} updates; ask for no fewer than those.")
     if state.made == 0 and 0 in snapshots:
@@ -160,10 +134,10 @@ def train(
         if state.made in snapshots:
             state.snapshots[state.made] = state.copy()
         if files and state.made % every == 0:
-            files.write(state)
+            files.write(state.made, state.packed())
         on_update(state.made, state.losses[-1])
     if files and (state.made % every or state.status != OK):
-        files.write(state)
+        files.write(state.made, state.packed())
     return Training(
         state.copy(),
         torch.tensor(state.losses, dtype=torch.float64),
@@ -263,53 +237,3 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class _Checkpoints:
-    """The newest ``KEPT`` states of a training, a file each, replaced as a whole and fsynced."""
-
-    directory: Path
-    settings: dict[str, str]
-
-    def _files(self) -> list[Path]:
-        """Newest first."""
-        return sorted(self.directory.glob("update-*.pt"), reverse=True)
-
-    def write(self, state: _State) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
-        path = self.directory / f"update-{state.made:08d}.pt"
-        part = path.with_suffix(".part")
-        with part.open("wb") as file:
-            torch.save({"settings": self.settings, **state.packed()}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-        for old in self._files()[KEPT:]:
-            old.unlink()
-
-    def restore(self, state: _State) -> tuple[str, ...]:
-        """Put the newest whole checkpoint into ``state``; one sentence for each damaged one on the way."""
-        device = next(iter(state.meta.values())).device
-        notes = []
-        for path in self._files():
-            content = io.BytesIO(path.read_bytes())  # what the disk itself refuses is no damage
-            try:
-                if rotten := ZipFile(content).testzip():  # torch does not look at the checksums
-                    raise ValueError(rotten)
-                content.seek(0)
-                packed = torch.load(content, map_location=device, weights_only=True)
-                settings = dict(packed["settings"])
-            except DAMAGE:
-                notes.append(f"The checkpoint {path} is damaged; the one before it is used, or the start.")
-                path.rename(path.with_suffix(".damaged"))  # it must not count as the newest again
-                continue
-            for key, mine in self.settings.items():
-                if settings.get(key) != mine:
-                    raise InputError(
-                        f"{path} belongs to a training with another {key} ({settings.get(key)}, not {mine}); choose "
-                        "another directory."
-                    )
-            state.restore(packed)
-            break
-        return tuple(notes)

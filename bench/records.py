@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,10 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE = (1, SCHEMA_VERSION)
 RECORDS_FILE = "records.jsonl"
+KEY_PACKAGES = ("torch", "torchdiffeq", "numpy", "scipy")  # that make the numbers, or the references for them
 
 Status = Literal["ok", "skipped", "diverged", "oom", "timeout", "crashed"]
 TIMED_PROBES = frozenset({"floor", "time"})
@@ -151,6 +153,18 @@ def environment_key(probe: str) -> Literal["counter_key", "timing_key"]:
     return "timing_key" if probe in TIMED_PROBES else "counter_key"
 
 
+def counter_key(packages: Mapping[str, str], device: str, gpu: str = "") -> str:
+    """What counters and gradients depend on besides the benchmark's own code.
+
+    Args:
+        packages: name -> version; of ``KEY_PACKAGES`` those that are installed.
+        device: "cpu" or "cuda".
+        gpu: its model, or empty.
+    """
+    versions = [f"{name} {packages[name].split('+')[0]}" for name in KEY_PACKAGES if packages.get(name)]
+    return " | ".join(filter(None, [*versions, device, gpu]))
+
+
 def canonical_json(value: Any) -> str:
     """JSON with one spelling per value; NaN and infinities are refused with ValueError."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -189,14 +203,14 @@ class Store:
                 continue
             try:
                 data = json.loads(line)
-                if data.get("schema_version") != SCHEMA_VERSION:
+                if data.get("schema_version") not in READABLE:
                     complaints.append(
-                        f"{self.path}:{number}: schema version {data.get('schema_version')} is not {SCHEMA_VERSION}; "
-                        "the line is skipped."
+                        f"{self.path}:{number}: schema version {data.get('schema_version')} is none of "
+                        f"{', '.join(map(str, READABLE))}; the line is skipped."
                     )
                     continue
-                records.append(Record.model_validate(data))
-            except (ValueError, ValidationError, AttributeError):
+                records.append(Record.model_validate(_upgraded(data)))
+            except (ValueError, ValidationError, AttributeError, KeyError, TypeError):
                 complaints.append(f"{self.path}:{number}: not a whole record (torn or edited); the line is skipped.")
         return records, complaints
 
@@ -249,3 +263,13 @@ class StoreWriter:
                 raise
         finally:
             os.close(descriptor)
+
+
+def _upgraded(data: dict[str, Any]) -> dict[str, Any]:
+    """A row in today's schema: in the first one the keys told torch's version alone, though the others were known."""
+    if data["schema_version"] == SCHEMA_VERSION:
+        return data
+    told = data["environment"]
+    before, key = told["counter_key"], counter_key(told["packages"], data["cell"]["device"], told["gpu"])
+    keys = {"counter_key": key, "timing_key": key + told["timing_key"].removeprefix(before)}
+    return data | {"schema_version": SCHEMA_VERSION, "environment": told | keys}

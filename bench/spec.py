@@ -18,10 +18,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from amaml_core import InputError
+from bench.probes import PROBES
 from bench.problems import make_problem, resolved_options
 from bench.records import Cell
 
-PROBES = ("allocator", "counts", "error", "floor", "memory", "quality", "regression", "time")
 ENGINES = ("eager", "compiled")  # "auto" would hide which of them was measured
 SWEEPS = files("bench") / "sweeps"
 EXPERIMENTS = ("regression", "ratings")  # the sweeps train_NAME

@@ -16,14 +16,15 @@ import pytest
 import torch
 
 import amaml_core
-from bench import gate
+from bench import sources
+from bench.gate import counters
 from bench.problems import make_problem
 from bench.spec import expand, load_spec
-from bench.versions import source_hash
 
-CASES = gate.cases(expand(load_spec(gate.SWEEP)))
+CASES = counters.cases(expand(load_spec(counters.SWEEP)))
+SUITE = ("bench.test_outer_update", "bench.problems.base", "bench.problems.regression")  # that two revisions share
 WARMUP, ROUNDS = 1, 4
-TURNS = "AMAML_BENCH_TURNS"  # bench/gate_turns.py runs several of these processes and times one at a time: its socket
+TURNS = "AMAML_BENCH_TURNS"  # bench/gate/turns.py runs several of these processes and times one at a time: its socket
 GATE = socket.socket(fileno=int(os.environ[TURNS])) if TURNS in os.environ else None
 
 
@@ -59,7 +60,7 @@ def test_outer_update(benchmark: Any, name: str) -> None:
     assert not any(status == "diverged" for status in out.status)
     benchmark.extra_info |= {
         "cell_id": cell.cell_id,
-        "suite": source_hash("bench/test_outer_update.py", "bench/problems/base.py", "bench/problems/regression.py"),
+        "suite": sources.digest(sources.only(*SUITE)),
         "root": str(Path(amaml_core.__file__).parents[1]),
         **out.stats,
     }

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 from pydantic import ValidationError
 
-from bench.calibration import CALIBRATION, Calibration
+from bench.gate.calibration import CALIBRATION, Calibration
 from bench.records import METRICS, RECORDS_FILE, Record, Store, canonical_json, current
 
 LABELLED = ("inner_steps", "inner_lr", "num_states", "backward", "variant")  # shown by place, not as key=value

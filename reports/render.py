@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from bench.calibration import QUIET, Calibration
+from bench.gate.calibration import QUIET, Calibration
 from reports import figures, findings, precision, summary, tables, training, training_sections, words
 from reports.load import Results
 from reports.paper import published

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.calibration import QUIET, Calibration
+from bench.gate.calibration import QUIET, Calibration
 from reports import precision, words
 from reports.paper import Published
 from reports.summary import AGREE, Comparison, Line, Scaling, orders, smallest_stable

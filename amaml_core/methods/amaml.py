@@ -9,14 +9,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from amaml_core.adaptive import MARGIN
-from amaml_core.adjoint import BACKWARD, AdjointSolution, backsolve, check_backward, discrete, tracked
 from amaml_core.errors import InputError, positive_number
-from amaml_core.flow import GradientFlow
 from amaml_core.inner import InnerProblem
 from amaml_core.methods.base import OK, MetaGradientMethod, Outcome, Status, Target
-from amaml_core.ode import check_solver, solve
-from amaml_core.scheme import FIXED_GRIDS, NumStates, SolverFailedError, Trajectory
+from amaml_core.ode.adaptive import MARGIN
+from amaml_core.ode.adjoint import BACKWARD, AdjointSolution, backsolve, check_backward, discrete, tracked
+from amaml_core.ode.flow import GradientFlow
+from amaml_core.ode.scheme import FIXED_GRIDS, NumStates, SolverFailedError, Trajectory
+from amaml_core.ode.solve import check_solver, solve
 from amaml_core.stopping import Stopping
 
 MAX_GROWTH = 5.0  # of λ in one step: negative curvature lengthens it too, but not in steps that resolve the flow

@@ -13,11 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from amaml_core.engine import side_by_side
+from amaml_core.engine.rule import pieces
+from amaml_core.engine.threads import side_by_side
 from amaml_core.errors import InputError, positive_integer, positive_number
 from amaml_core.inner import InnerProblem
+from amaml_core.ode.scheme import SolverFailedError
 from amaml_core.problem import MetaProblem
-from amaml_core.scheme import SolverFailedError, pieces
 from amaml_core.tasks import TaskBatch
 
 Target = Literal["unrolled", "flow", "stationary", "surrogate"]
@@ -215,7 +216,7 @@ class MetaGradientMethod(Estimator):
     def _attempt(
         self, problem: MetaProblem, theta: Tensor, tasks: TaskBatch, run: Run
     ) -> tuple[list[Outcome], Counter[str]]:
-        inner = problem.bind(theta, tasks, self.inner_prox)
+        inner = InnerProblem(problem, theta, tasks, self.inner_prox)
         horizon = theta.new_full((len(tasks),), self.horizon) if tasks.horizon is None else tasks.horizon
         try:
             done = run(inner, horizon)

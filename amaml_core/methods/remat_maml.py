@@ -8,10 +8,10 @@ from typing import Literal
 
 from torch import Tensor
 
+from amaml_core.engine.rule import pieces
 from amaml_core.errors import positive_integer
 from amaml_core.inner import InnerProblem
 from amaml_core.methods.base import Descend, MetaGradientMethod, Outcome, Target, unrolled
-from amaml_core.scheme import pieces
 
 
 @dataclass(frozen=True, kw_only=True)

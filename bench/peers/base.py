@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -49,7 +49,13 @@ class PeerGradient:
 
 @dataclass(frozen=True, kw_only=True)
 class Peer(Estimator):
-    """A meta-gradient as a user of an outside library would write it."""
+    """A meta-gradient as a user of an outside library would write it.
+
+    Attributes:
+        packages: whose code it is that is measured.
+    """
+
+    packages: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def _prepare(self, problem: am.MetaProblem, theta: Tensor, tasks: am.TaskBatch) -> Callable[[], PeerGradient]:

@@ -38,6 +38,7 @@ class Diffrax(Peer):
     checkpoints: int = 64
 
     name = "diffrax"
+    packages = ("jax", "jaxlib", "diffrax", "equinox")  # whose loop it is that keeps checkpoints
 
     def __post_init__(self) -> None:
         super().__post_init__()

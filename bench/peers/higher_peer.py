@@ -17,6 +17,7 @@ class HigherMAML(Peer):
     """higher: K steps of SGD a task inside ``innerloop_ctx``, differentiated task by task, as in its MAML example."""
 
     name = "higher-maml"
+    packages = ("higher",)
 
     @property
     def target(self) -> am.Target:

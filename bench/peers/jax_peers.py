@@ -32,6 +32,7 @@ class JaxMAML(Peer):
     form: Form = "auto"
 
     name = "jax-maml"
+    packages = ("jax", "jaxlib")
 
     def __post_init__(self) -> None:
         super().__post_init__()

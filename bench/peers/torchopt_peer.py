@@ -17,6 +17,7 @@ class TorchOptMAML(Peer):
     """TorchOpt: K steps of its ``MetaSGD`` a task, as in its few-shot example; each task's graph is freed at once."""
 
     name = "torchopt-maml"
+    packages = ("torchopt",)
 
     @property
     def target(self) -> am.Target:

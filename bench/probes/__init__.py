@@ -1,16 +1,17 @@
-"""One measurement each: ``measure(problem, cell) -> Measurement``; long ones also take a directory to go on from."""
+"""One measurement each: ``measure(problem, cell) -> Measurement``; long ones also take a directory to go on from.
+
+A probe is imported when it is asked for: what some of them bring along (SciPy, the profiler) takes others' time.
+"""
 
 from __future__ import annotations
 
-from bench.probes import allocator, counts, error, floor, memory, quality, regression, time
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
 
-PROBES = {
-    "allocator": allocator.measure,
-    "counts": counts.measure,
-    "error": error.measure,
-    "floor": floor.measure,
-    "memory": memory.measure,
-    "quality": quality.measure,
-    "regression": regression.measure,
-    "time": time.measure,
-}
+PROBES = ("allocator", "counts", "error", "floor", "memory", "quality", "regression", "time")
+
+
+def load(name: str) -> Callable[..., Any]:
+    """The ``measure`` of one of ``PROBES``."""
+    return import_module(f"bench.probes.{name}").measure

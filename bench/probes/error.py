@@ -7,8 +7,9 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
+from bench.probes import oracles
 from bench.probes.base import Measurement
-from bench.problems.base import BenchProblem
+from bench.problems.base import BenchProblem, MetaBenchProblem
 from bench.records import Cell
 
 
@@ -24,7 +25,10 @@ def measure(problem: BenchProblem, cell: Cell) -> Measurement:
         if not bool(torch.isfinite(grad).all()):
             continue
         samples["query_loss"].append(float(out.query_loss.mean()))
-        for target, reference in problem.references(cell, sample).items():
+        known = problem.known_references(cell, sample)
+        if isinstance(problem, MetaBenchProblem):
+            known |= oracles.references(problem, cell, sample)
+        for target, reference in known.items():
             samples[f"rel_error_{target}"].append(relative_error(grad, reference))
             if grad.numel() > 1 and target != "stationary":
                 samples[f"cosine_{target}"].append(cosine(grad, reference))

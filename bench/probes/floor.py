@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.benchmark import Timer
 
-from amaml_core import engine
+from amaml_core.engine import inductor
 from bench.probes.base import Measurement, eager_only, on_threads
 from bench.problems.base import BenchProblem
 from bench.records import Cell
@@ -87,7 +87,7 @@ def _seconds(operator: Any, arguments: tuple[Any, ...], dtype: torch.dtype, devi
         return tuple(results)
 
     def seconds(inputs: list[Tensor]) -> float:
-        run = engine.compile_function(repeated, inputs)
+        run = inductor.compile_function(repeated, inputs)
         timer = Timer("run(*inputs)", globals={"run": run, "inputs": inputs}, num_threads=torch.get_num_threads())
         return min(timer.blocked_autorange(min_run_time=0.2).times)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Protocol, cast
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import amaml_core as am
-from amaml_core.problem import Engine
-from bench.peers import PEERS, Peer, create
+from amaml_core.engine.rule import Engine
+from bench.peers import PEERS, create
 from bench.records import Cell
 
 
@@ -93,9 +93,9 @@ class BenchProblem(ABC):
     def update(self, cell: Cell, sample: int) -> Callable[[], Gradient]:
         """Everything ready for one outer update, which the returned call makes (and may make again)."""
 
-    @abstractmethod
-    def references(self, cell: Cell, sample: int) -> dict[str, Tensor]:
-        """Float64 reference gradients by target: "flow", "unrolled", "stationary" as far as they apply."""
+    def known_references(self, cell: Cell, sample: int) -> dict[str, Tensor]:
+        """Float64 gradients by target ("flow", "unrolled", "stationary") that can be written down."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -121,22 +121,10 @@ class MetaBenchProblem(BenchProblem):
         """See ``BenchProblem.update``."""
         method = create(cell.method, **cell.options)
         problem, theta, tasks = self.instance(cell.seed, sample, getattr(torch, cell.dtype), cell.device)
-        if isinstance(method, Peer):
+        if not isinstance(method, am.MetaGradientMethod):
             return method.prepare(problem, theta, tasks)
         problem = problem.with_engine(cast(Engine, cell.engine))
         return lambda: method.meta_gradient(problem, theta, tasks)
-
-    def references(self, cell: Cell, sample: int) -> dict[str, Tensor]:
-        """See ``BenchProblem.references``; computed once and kept in the oracle cache."""
-        from bench import oracles  # brings SciPy along, which only the error probe needs
-
-        where = {k: v for k, v in asdict(self).items() if k != "samples"} | {"problem": cell.problem, "seed": cell.seed}
-        return {
-            target: oracles.cached(
-                target, where | {"sample": sample}, settings, lambda: self.instance(cell.seed, sample)
-            )
-            for target, settings in self.reference_settings(cell.options).items()
-        }
 
     def reference_settings(self, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """The references that apply to a method with these options: target -> the oracle's own keywords."""

@@ -132,8 +132,8 @@ class ClosedForm(BenchProblem):
 
         return update
 
-    def references(self, cell: Cell, sample: int) -> dict[str, Tensor]:
-        """See ``BenchProblem.references``."""
+    def known_references(self, cell: Cell, sample: int) -> dict[str, Tensor]:
+        """See ``BenchProblem.known_references``: the flow's, differentiated through the solution."""
         ode = ODES[self.ode]
         horizon = torch.tensor(cell.options["inner_steps"] * cell.options["inner_lr"], dtype=torch.float64)
         exact = torch.func.grad(lambda y0: ode.loss(ode.solution(y0, horizon)))

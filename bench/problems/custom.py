@@ -18,11 +18,9 @@ from torch import Tensor
 
 import amaml_core as am
 from bench.problems.base import MetaBenchProblem
-from bench.records import Cell
 
 SKIPPED_FOLDERS = ("__pycache__", "venv", "env", "site-packages", "node_modules", "build", "dist")
 MAX_EVALUATIONS = 1000  # of the inner loss, for one reference
-Instance = tuple[am.MetaProblem, Tensor, am.TaskBatch]
 Sampler = Callable[[int], am.TaskBatch]
 
 
@@ -83,19 +81,16 @@ class Custom(MetaBenchProblem):
         """The dtype of the model as it comes."""
         return self._made(0)[0].initial_parameters(seed=None).dtype
 
-    def references(self, cell: Cell, sample: int) -> dict[str, Tensor]:
-        """See ``BenchProblem.references``; without the flow's where the model is not smooth enough to find it."""
-        from bench import oracles
-
-        oracles.ORACLES["flow_if_smooth"] = flow_if_smooth
-        found = super().references(cell, sample)
-        flow = found.pop("flow_if_smooth")
-        return found | ({"flow": flow} if len(flow) else {})
-
     def reference_settings(self, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """See ``MetaBenchProblem.reference_settings``; the stationary one would be too dear."""
+        """See ``MetaBenchProblem.reference_settings``; a flow that is not smooth enough is given up in bounded time.
+
+        A smooth model of a few thousand parameters takes about a hundred evaluations. Where the loss has kinks (ReLU,
+        max-pooling) its gradient jumps, no solver of high order gets ahead, and references at two tolerances differ by
+        percents. The stationary reference would be too dear.
+        """
         wanted = super().reference_settings(options)
-        return {"flow_if_smooth": wanted["flow"], "unrolled": wanted["unrolled"]}
+        rough = {"rtol": 1e-6, "max_evaluations": MAX_EVALUATIONS}
+        return {"flow": wanted["flow"] | rough, "unrolled": wanted["unrolled"]}
 
     def _made(self, seed: int) -> tuple[am.MetaProblem, Sampler]:
         path, _, name = self.factory.rpartition(":")
@@ -118,39 +113,6 @@ def _sources(path: Path) -> list[Path]:
         below[:] = [name for name in below if not name.startswith(".") and name not in SKIPPED_FOLDERS]
         found |= {Path(folder, name) for name in names if name.endswith(".py") and not name.startswith(".")}
     return sorted(file for file in found if file.is_file())
-
-
-def flow_if_smooth(instance: Instance, *, horizon: float, prox: float) -> Tensor:
-    """``oracles.flow`` at 1e-6, or an empty tensor where ``MAX_EVALUATIONS`` are not enough for it.
-
-    A smooth model of a few thousand parameters takes about a hundred. Where the loss has kinks (ReLU, max-pooling)
-    its gradient jumps, no solver of high order gets ahead, and references at two tolerances differ by percents.
-    """
-    from bench import oracles
-
-    problem, theta, tasks = instance
-    loss, left = problem.inner_loss, MAX_EVALUATIONS
-
-    def counted(prediction: Tensor, target: Tensor) -> Tensor:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise _TooManyEvaluations
-        return loss(prediction, target)
-
-    problem.inner_loss = counted
-    try:
-        return oracles.flow((problem, theta, tasks), horizon=horizon, prox=prox, rtol=1e-6)
-    except _TooManyEvaluations:
-        pass
-    except RuntimeError as error:  # its steps became too small
-        if "flow oracle" not in str(error):
-            raise
-    return torch.empty(0, dtype=torch.float64)
-
-
-class _TooManyEvaluations(Exception):
-    pass
 
 
 def _load(path: str) -> Any:

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 import amaml_core as am
-from amaml_core.training import generator as generator_of
+from amaml_core.tasks import generator as generator_of
 from bench.problems import data
 from bench.problems.base import mlp
 from bench.problems.training import Arena, Normaliser, TrainingProblem

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import mse_loss
 
 import amaml_core as am
-from amaml_core.training import generator as generator_of
+from amaml_core.tasks import generator as generator_of
 from bench.problems.base import MetaBenchProblem, mlp
 from bench.problems.training import Arena, TrainingProblem
 

@@ -47,3 +47,11 @@ def flow_gradient() -> Callable[..., Tensor]:
         return known[key]
 
     return gradients
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)

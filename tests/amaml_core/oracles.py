@@ -182,3 +182,19 @@ def relative(found: Tensor, expected: Tensor) -> float:
     found, expected = torch.atleast_2d(found), torch.atleast_2d(expected)
     assert found.shape == expected.shape
     return float(((found - expected).norm(dim=-1) / expected.norm(dim=-1)).max())
+
+
+def conv(norm: nn.Module) -> nn.Module:
+    """A convolution, this normalisation and a linear layer: three classes of 5 × 5 pictures."""
+    return nn.Sequential(
+        nn.Conv2d(1, 2, 3, padding=1), norm, nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(8, 3)
+    )
+
+
+def conv_case():
+    """A strided convolution and a linear layer, two classes: problem, θ and three tasks."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(27, 2)).double()
+    x, y = torch.randn(3, 4, 1, 8, 8, dtype=torch.float64), torch.randint(2, (3, 4))
+    problem = am.MetaProblem(model, nn.functional.cross_entropy)
+    return problem, problem.initial_parameters(), am.TaskBatch(x, y, x, y)

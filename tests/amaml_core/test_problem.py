@@ -1,91 +1,10 @@
 import oracles
 import pytest
 import torch
+from oracles import conv
 from torch import nn
-from torch.autograd.functional import hessian
 
 import amaml_core as am
-
-
-def conv(norm: nn.Module) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(1, 2, 3, padding=1), norm, nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(8, 3)
-    )
-
-
-def images(tasks: int = 2) -> am.TaskBatch:
-    generator = torch.Generator().manual_seed(5)
-    x = torch.randn(tasks, 12, 1, 5, 5, generator=generator, dtype=torch.float64)
-    y = torch.arange(12).remainder(3).repeat(tasks, 1)
-    return am.TaskBatch(x[:, :6], y[:, :6], x[:, 6:], y[:, 6:])
-
-
-@pytest.fixture(params=["regression", "classifier", "batch norm", "group norm"])
-def any_case(request) -> oracles.Case:
-    if request.param in ("regression", "classifier"):
-        return getattr(oracles, request.param)()
-    norm = nn.BatchNorm2d(2, track_running_stats=False) if request.param == "batch norm" else nn.GroupNorm(1, 2)
-    model = conv(norm).double()
-    problem = am.MetaProblem(model, nn.functional.cross_entropy)
-    return oracles.Case(model, nn.functional.cross_entropy, problem, problem.initial_parameters(0), images())
-
-
-@pytest.fixture
-def spread(any_case):
-    """Other parameters for each task."""
-    noise = torch.randn(
-        len(any_case.tasks), any_case.problem.dim, generator=torch.Generator().manual_seed(3), dtype=torch.float64
-    )
-    return any_case.theta + 0.3 * noise
-
-
-@pytest.mark.parametrize("prox", [0.0, 2.0])
-def test_inner_objective_and_its_derivatives(any_case, spread, prox):
-    inner = any_case.problem.bind(any_case.theta, any_case.tasks, prox)
-    point, v = inner.linearize(spread), spread.flip(0)
-    products = point.hvp(v)
-    for b, u in enumerate(spread):
-
-        def objective(u, b=b):
-            return any_case.support(b)(u) + prox / 2 * ((u - any_case.theta) ** 2).sum()
-
-        assert torch.allclose(inner.loss(spread)[b], objective(u), rtol=1e-12)
-        assert torch.allclose(inner.gradient(spread)[b], oracles.gradient(objective, u), rtol=1e-10, atol=1e-12)
-        assert torch.allclose(point.gradient[b], oracles.gradient(objective, u), rtol=1e-10, atol=1e-12)
-        assert torch.allclose(products[b], hessian(objective, u) @ v[b], rtol=1e-9, atol=1e-11)
-
-
-def test_query_loss_and_gradient(any_case, spread):
-    loss, grads = any_case.problem.bind(any_case.theta, any_case.tasks, prox=9.0).query_gradient(spread)
-    for b, u in enumerate(spread):
-        assert torch.allclose(loss[b], any_case.query(b)(u), rtol=1e-12)
-        assert torch.allclose(grads[b], oracles.gradient(any_case.query(b), u), rtol=1e-10, atol=1e-12)
-
-
-def test_products_may_be_repeated_and_are_counted(regression):
-    inner = regression.problem.bind(regression.theta, regression.tasks)
-    point, v = inner.linearize(inner.start()), torch.ones(3, regression.problem.dim, dtype=torch.float64)
-    assert torch.equal(point.hvp(v), point.hvp(v))
-    inner.gradient(inner.start())
-    assert dict(inner.stats) == {"grad_evals": 1, "hvp_evals": 2, "linearizations": 1}
-
-
-def test_a_linear_loss_has_no_curvature():
-    problem = am.MetaProblem(nn.Linear(2, 1, bias=False), lambda p, t: (p - t).mean())
-    tasks = am.TaskBatch(*(torch.ones(2, 3, n) for n in (2, 1, 2, 1)))
-    point = problem.bind(torch.ones(2), tasks).linearize(torch.ones(2, 2))
-    assert torch.equal(point.hvp(torch.ones(2, 2)), torch.zeros(2, 2))
-
-
-def test_other_loss_inside_and_outside(regression):
-    problem = am.MetaProblem(regression.model, inner_loss=nn.functional.l1_loss, outer_loss=nn.functional.mse_loss)
-    inner = problem.bind(regression.theta, regression.tasks)
-    u = inner.start()
-    absolute = oracles.flat_loss(
-        regression.model, nn.functional.l1_loss, u[0], regression.tasks.support_x[0], regression.tasks.support_y[0]
-    )
-    assert torch.allclose(inner.loss(u)[0], absolute)
-    assert torch.allclose(inner.query_loss(u)[0], regression.query(0)(u[0]))
 
 
 def test_predictions_task_by_task(regression):
@@ -129,7 +48,7 @@ def test_tied_weights_add_their_gradients():
     expected = torch.cat([p.grad.reshape(-1) for p in model.parameters()])
     theta = problem.initial_parameters(seed=None)
     assert problem.dim == 9 + 3 + 3
-    assert torch.allclose(problem.bind(theta, am.TaskBatch(x, y, x, y)).gradient(theta[None])[0], expected)
+    assert torch.allclose(am.InnerProblem(problem, theta, am.TaskBatch(x, y, x, y)).gradient(theta[None])[0], expected)
 
 
 def test_adapting_a_part_gives_its_part_of_the_gradient(regression):
@@ -137,8 +56,8 @@ def test_adapting_a_part_gives_its_part_of_the_gradient(regression):
     theta = whole.initial_parameters(seed=None)
     head = part.initial_parameters(seed=None)
     assert torch.equal(head, theta[-part.dim :])
-    expected = whole.bind(theta, regression.tasks).gradient(theta.expand(3, -1))[:, -part.dim :]
-    found = part.bind(head, regression.tasks).gradient(head.expand(3, -1))
+    expected = am.InnerProblem(whole, theta, regression.tasks).gradient(theta.expand(3, -1))[:, -part.dim :]
+    found = am.InnerProblem(part, head, regression.tasks).gradient(head.expand(3, -1))
     assert torch.allclose(found, expected, rtol=1e-12)
 
 
@@ -225,10 +144,10 @@ def test_tasks_must_have_thetas_dtype_and_device():
     problem = am.MetaProblem(nn.Linear(2, 1), MSE)
     doubles = am.TaskBatch(*(torch.ones(2, 3, n, dtype=torch.float64) for n in (2, 1, 2, 1)))
     with pytest.raises(am.InputError, match=r"support_x is torch\.float64 and theta torch\.float32"):
-        problem.bind(torch.ones(3), doubles)
+        am.InnerProblem(problem, torch.ones(3), doubles)
     elsewhere = am.TaskBatch(*(torch.ones(2, 3, n, dtype=torch.long, device="meta") for n in (2, 1, 2, 1)))
     with pytest.raises(am.InputError, match="support_x is on meta and theta on cpu"):
-        problem.bind(torch.ones(3), elsewhere)
+        am.InnerProblem(problem, torch.ones(3), elsewhere)
 
 
 @pytest.mark.parametrize("state", [{}, {"weight": torch.ones(1, 3), "bias": torch.ones(1)}])
@@ -266,3 +185,28 @@ def test_unflattened_states_share_no_memory_with_the_model(regression):
     for value in part.unflatten(part.initial_parameters(None)).values():
         value.fill_(7.0)
     assert all(torch.equal(value, before[name]) for name, value in regression.model.state_dict().items())
+
+
+def test_the_loop_over_tasks_equals_vmap():
+    problem, theta, tasks = oracles.conv_case()
+    method = am.create_method("maml", inner_steps=3, inner_lr=0.1)
+    looped = method.meta_gradient(problem, theta, tasks)
+    problem._convolves = False
+    batched = method.meta_gradient(problem, theta, tasks)
+    assert torch.allclose(looped.task_grads, batched.task_grads, rtol=1e-10, atol=1e-13)
+    assert looped.stats == batched.stats
+
+
+def test_the_loop_over_tasks_refuses_random_numbers_too():
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Conv2d(1, 1, 3)
+
+        def forward(self, x):
+            return self.layer(x + torch.rand_like(x)).flatten(1)
+
+    x, y = torch.randn(2, 3, 1, 3, 3), torch.randn(2, 3, 1)
+    problem = am.MetaProblem(Noisy(), MSE)
+    with pytest.raises(am.InputError, match="draws random numbers"):
+        am.InnerProblem(problem, problem.initial_parameters(), am.TaskBatch(x, y, x, y)).gradient(torch.ones(2, 10))

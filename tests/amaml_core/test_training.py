@@ -1,34 +1,12 @@
-import os
-import signal
-import subprocess
-import sys
-import time
 from functools import partial
-from pathlib import Path
 
 import oracles
 import pytest
 import torch
 from oracles import Case
+from trainings import SGD, go, same
 
 import amaml_core as am
-
-SGD = partial(torch.optim.SGD, lr=0.05)
-
-
-def maml(steps: int = 2, lr: float = 0.05) -> am.MetaGradientMethod:
-    return am.create_method("maml", inner_steps=steps, inner_lr=lr)
-
-
-def go(
-    case: Case, updates: int = 12, size: int = 2, seed: int = 0, method: am.MetaGradientMethod | None = None, **rest
-):
-    batch = rest.pop("batch", am.batches(case.tasks, size, seed))
-    return am.train(method or maml(), case.problem, batch, updates=updates, meta=case.theta, **rest)
-
-
-def same(a: am.Training, b: am.Training) -> bool:
-    return torch.equal(a.theta, b.theta) and torch.equal(a.losses, b.losses) and a.status == b.status
 
 
 def adam_by_hand(case: Case, batch, updates: int, lr: float) -> torch.Tensor:
@@ -97,93 +75,6 @@ def test_a_resumed_run_ends_in_the_same_bits(stop, optimizer, regression, tmp_pa
     assert all(torch.equal(whole.snapshots[g]["theta"], resumed.snapshots[g]["theta"]) for g in whole.snapshots)
 
 
-@pytest.mark.parametrize("left", [0.0, 0.3, 0.99])
-def test_of_a_truncated_checkpoint_the_one_before_is_used_and_said_so(left, regression, tmp_path):
-    whole = go(regression, 12)
-    go(regression, 7, directory=tmp_path, every=3)
-    newest = max(tmp_path.glob("*.pt"))
-    newest.write_bytes(newest.read_bytes()[: int(left * newest.stat().st_size)])
-    asked = []
-
-    def batch(update):
-        asked.append(update)
-        return am.batches(regression.tasks, 2, 0)(update)
-
-    resumed = go(regression, 12, directory=tmp_path, every=3, batch=batch)
-    assert same(whole, resumed)
-    assert asked[:2] == [0, 6]  # the first batch tells whether it is the same training
-    (note,) = resumed.notes
-    assert newest.name in note
-
-
-def test_a_checkpoint_with_a_changed_bit_is_damaged_too(regression, tmp_path):
-    whole = go(regression, 12)
-    go(regression, 7, directory=tmp_path, every=3)
-    newest = max(tmp_path.glob("*.pt"))
-    content = bytearray(newest.read_bytes())
-    at = content.find(torch.load(newest, weights_only=True)["meta"]["theta"].numpy().tobytes())
-    assert at > 0
-    content[at] ^= 1
-    newest.write_bytes(bytes(content))
-    resumed = go(regression, 12, directory=tmp_path, every=3)
-    assert same(whole, resumed)
-    assert newest.name in resumed.notes[0]
-
-
-def test_where_all_checkpoints_are_damaged_it_starts_anew_and_says_so(regression, tmp_path):
-    go(regression, 7, directory=tmp_path, every=3)
-    for file in tmp_path.glob("*.pt"):
-        file.write_bytes(b"PK nothing of ours")
-    resumed = go(regression, 12, directory=tmp_path, every=3)
-    assert same(go(regression, 12), resumed)
-    assert len(resumed.notes) == am.training.KEPT
-
-
-def test_a_checkpoint_is_data_alone(regression, tmp_path):
-    """What torch's unpickler for weights does not take cannot run when it is loaded."""
-    go(regression, 3, directory=tmp_path, snapshots=[1])
-    assert all(torch.load(file, weights_only=True)["losses"].shape == (3,) for file in tmp_path.glob("*.pt"))
-
-
-def test_only_the_newest_checkpoints_stay(regression, tmp_path):
-    go(regression, 12, directory=tmp_path, every=2)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["update-00000010.pt", "update-00000012.pt"]
-
-
-KILLED = """
-import sys, torch
-import amaml_core as am
-torch.set_num_threads(1)
-x = torch.linspace(-1, 1, 120, dtype=torch.float64).view(6, 10, 2)
-y = x.prod(-1, keepdim=True)
-pool = am.TaskBatch(x, y, x + 0.1, y)
-model = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)).double()
-problem = am.MetaProblem(model, torch.nn.functional.mse_loss)
-method = am.create_method("amaml", inner_steps=5, inner_lr=0.05, forward="rk4", backward="rk4")
-directory = None if sys.argv[1] == "-" else __import__("pathlib").Path(sys.argv[1])
-out = am.train(method, problem, am.batches(pool, 3, 0), updates=150, directory=directory, every=7)
-print(out.theta.numpy().tobytes().hex())
-"""
-
-
-def test_killed_at_random_moments_it_still_ends_in_the_same_bits(tmp_path):
-    def start(where: str) -> subprocess.Popen:
-        command = [sys.executable, "-c", KILLED, where]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(am.__file__).parents[1])
-
-    expected, _ = start("-").communicate()
-    moments = torch.rand(3, generator=torch.Generator().manual_seed(os.getpid())).tolist()
-    for moment in moments:
-        process, seen = start(str(tmp_path)), sorted(tmp_path.glob("*.pt"))[-1:]
-        while process.poll() is None and sorted(tmp_path.glob("*.pt"))[-1:] == seen:
-            time.sleep(0.01)  # until it has got any further, so that the test cannot go on for ever
-        time.sleep(0.2 * moment)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    found, _ = start(str(tmp_path)).communicate()
-    assert found == expected != "", f"killed {moments} × 0.2 s after a checkpoint"
-
-
 def test_divergence_stops_it_with_the_last_good_theta(regression):
     good = go(regression, 4)
 
@@ -249,29 +140,3 @@ def test_what_does_not_converge_is_counted(regression):
 def test_bad_options_are_refused_by_name(changes, culprit, regression):
     with pytest.raises(am.InputError, match=culprit):
         go(regression, **changes)
-
-
-@pytest.mark.parametrize(
-    ("changes", "culprit"),
-    [
-        ({"method": maml(3)}, "another method"),
-        ({"optimizer": SGD}, "another optimizer"),
-        ({"optimizer": partial(torch.optim.Adam, lr=2e-3)}, "another optimizer"),
-        ({"updates": 2}, "training of 4 updates"),
-        ({"seed": 1}, "another first task batch"),
-        ({"xi": 1e-9}, "another xi"),
-    ],
-)
-def test_a_directory_of_another_training_is_refused(changes, culprit, regression, tmp_path):
-    go(regression, 4, directory=tmp_path)
-    with pytest.raises(am.InputError, match=culprit):
-        go(regression, **{"updates": 6, **changes}, directory=tmp_path)
-
-
-def test_a_directory_of_another_start_is_refused(regression, tmp_path):
-    go(regression, 4, directory=tmp_path)
-    with pytest.raises(am.InputError, match="another start"):
-        am.train(
-            maml(), regression.problem, am.batches(regression.tasks, 2, 0), updates=6,
-            meta=regression.theta + 1e-12, directory=tmp_path,
-        )  # fmt: skip

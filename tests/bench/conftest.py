@@ -1,6 +1,9 @@
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +14,11 @@ sys.path.insert(0, str(Path(__file__).parent))  # for what tests share, under ev
 from stand_ins import Quiet
 from stand_ins import ratings as synthetic_ratings
 
-from bench import runner
+from bench.__main__ import main
+from bench.commands import sweeping
+from bench.harness import runner
 from bench.problems import data
-from bench.records import Cell, Record, Store
+from bench.records import Cell, Record, Store, current
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -135,7 +140,14 @@ def stub_bench(tmp_path, monkeypatch):
         settings = {"timeout_s": 30.0, "reporter": Quiet()} | options
         return runner.run(plan, store, **settings, say=say, command=(sys.executable, str(stub)))[0]
 
-    go.store, go.trace, go.stub = store, trace, stub
+    def assert_whole(cells):
+        """The plan of a second run finds every cell done, by exactly one current row each."""
+        records = current(store.read()[0])
+        assert sorted(record.cell_id for record in records) == sorted(cell.cell_id for cell in cells)
+        tried_again = {record.cell_id for record in records if record.status == "crashed"}
+        assert {cell.cell_id for cell in runner.plan("test", cells, store).todo} == tried_again
+
+    go.store, go.trace, go.stub, go.assert_whole = store, trace, stub, assert_whole
     return go
 
 
@@ -151,3 +163,77 @@ def ratings(tmp_path, monkeypatch):
     monkeypatch.setitem(data.DATA, "movielens_100k", known)
     monkeypatch.setenv("AMAML_BENCH_DATA", str(tmp_path / "data"))
     return table
+
+
+TINY = """
+description = "a test"
+[[grid]]
+probe = "error"
+problem = "closed_form"
+problem_options = { samples = 2 }
+method = ["adjoint", "autodiff"]
+options = { inner_steps = 5, horizon = 0.5 }
+[[grid]]
+probe = "counts"
+problem = "cosmixture"
+problem_options = { shots = 3 }
+method = "maml"
+options = { inner_steps = 2, inner_lr = 0.1 }
+"""
+
+
+BAD = """def f():
+    return 1 / 0
+def g():
+    import torch, amaml_core as am
+    x = torch.zeros(1, 1, 1)
+    return am.MetaProblem(torch.nn.Linear(1, 1), torch.nn.functional.mse_loss), lambda seed: am.TaskBatch(x, x, x, x)
+"""
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    """A working directory with a tiny sweep and a bad factory in it, from which no test asks the network."""
+    (tmp_path / "tiny.toml").write_text(TINY)
+    (tmp_path / "bad.py").write_text(BAD)
+    monkeypatch.chdir(tmp_path)
+    for name in ("HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "")
+    return tmp_path
+
+
+@pytest.fixture
+def cli(desk, monkeypatch, capsys):
+    """``amaml-bench`` in this process, which has imported already what takes a new one seconds."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["amaml-bench", *arguments])
+        sweeping._say_once.cache_clear()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        told = capsys.readouterr()
+        return SimpleNamespace(returncode=ended.value.code or 0, stdout=told.out, stderr=told.err)
+
+    return run
+
+
+@pytest.fixture
+def shell(desk):
+    """``amaml-bench`` in a process of its own."""
+
+    def run(*arguments, **environment):
+        path = os.pathsep.join(filter(None, sys.path))
+        command = [sys.executable, "-P", "-m", "bench", *arguments]
+        done = subprocess.run(
+            command,
+            cwd=desk,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": path} | environment,
+            timeout=300,
+        )
+        assert "Traceback" not in done.stderr
+        return done
+
+    return run

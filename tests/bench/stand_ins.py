@@ -4,6 +4,9 @@ import math
 
 import numpy as np
 
+from bench.probes import load
+from bench.problems import make_problem
+
 
 def ratings(users=70, items=40, seed=0):
     """Users, items and ratings from 1 to 5, sorted, every user having rated 20 items or more."""
@@ -43,3 +46,9 @@ def blocks(seed, count=14, slower=0.0, noise=0.02, cases=CASES, control=0.0):
         return {n: math.exp(rng.normal(0, noise) + (shift if n == cases[0] else 0.0)) for n in cases}
 
     return [{letter: [observe(letter), observe(letter)] for letter in "ABC"} for _ in range(count)]
+
+
+def measured(make_cell, probe, method, **options):
+    """One cell on a small CosMixture through a probe, in this process."""
+    cell = make_cell(method, probe, **options)
+    return load(probe)(make_problem("cosmixture", {"shots": 5, "width": 4}), cell)

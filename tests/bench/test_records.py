@@ -113,7 +113,7 @@ def test_metric_names_carry_their_unit():
     assert all(name.endswith(suffix.get(metric.unit, "")) for name, metric in METRICS.items())
 
 
-@pytest.mark.parametrize("module", ["bench", "bench.records", "bench.versions"])
+@pytest.mark.parametrize("module", ["bench", "bench.records", "bench.sources"])
 def test_what_reports_need_imports_no_torch(module):
     code = f"import {module}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

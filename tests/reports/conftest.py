@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.calibration import Calibration, Case, Live
+from bench.gate.calibration import Calibration, Case, Live
 from bench.records import Cell, Record, Store
 
 ENVIRONMENT = {

@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from bench.calibration import CALIBRATION
+from bench.gate.calibration import CALIBRATION
 from bench.records import canonical_json
 from reports.load import InputError, load, tabulate
 

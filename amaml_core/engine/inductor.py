@@ -1,0 +1,101 @@
+"""Traced functions, built by inductor into one call each."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from amaml_core.engine.eager import vector_jacobian
+from amaml_core.engine.traced import halves, trace
+from amaml_core.errors import InputError
+
+Compiled = Callable[..., tuple[Tensor, ...]]
+CPU_OPTIONS = {
+    "cpp_wrapper": True,
+    "compile_threads": 1,
+    "realize_opcount_threshold": 30,  # so that a tanh with several uses is worked out once; the default repeats it
+}
+
+seconds = 0.0
+"""Seconds that this process has spent compiling."""
+
+
+def compile_function(function: Callable[..., Sequence[Tensor]], examples: Sequence[Tensor]) -> Compiled:
+    """A pure function of tensors, compiled for the shapes, dtypes and device of the examples; its results in a tuple.
+
+    Raises:
+        InputError: there is no C++ compiler, or it cannot be traced or compiled.
+    """
+    with _compiling():
+        graph, constants = trace(function, examples)
+        built = _build(graph, [*examples, *constants])
+    return lambda *arguments: built(*arguments, *constants)
+
+
+def compile_pullback(
+    function: Callable[..., Tensor], examples: Sequence[Tensor]
+) -> Callable[..., tuple[Tensor, Callable[[Tensor], Tensor]]]:
+    """A pure function u, … -> value of u's shape, compiled into its value and its product with ∂value/∂uᵀ.
+
+    What the product needs of the first half (its residuals) is kept between the two, as autograd keeps its graph; the
+    arguments must not be changed in between.
+    """
+
+    def joint(direction: Tensor, u: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            u = u.detach().requires_grad_()
+            value = function(u, *rest)
+        return value.detach(), vector_jacobian(value, u, direction, keep=False)
+
+    with _compiling():
+        graph, constants = trace(joint, [torch.empty_like(examples[0]), *examples])
+        first, second, needed = halves(graph)
+        given = [*examples, *constants]
+        forward = _build(first, given)
+        _, *residuals = forward(*given)
+        backward = _build(second, [torch.empty_like(examples[0]), *residuals, *(given[i] for i in needed)])
+
+    def call(*arguments: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        arguments = (*arguments, *constants)
+        with torch.no_grad():
+            value, *residuals = forward(*arguments)
+
+        def product(direction: Tensor) -> Tensor:
+            with torch.no_grad():
+                return backward(direction.contiguous(), *residuals, *(arguments[i] for i in needed))[0]
+
+        return value, product
+
+    return call
+
+
+@contextmanager
+def _compiling() -> Iterator[None]:
+    """Adds the time spent inside to ``seconds``; what torch's compiler warns of itself concerns nobody here."""
+    global seconds
+    began = time.perf_counter()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except (InputError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            told = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            if "InvalidCxxCompiler" in f"{error!r} {error}":
+                told = "there is no C++ compiler: install g++ or clang"
+            raise InputError(f'engine="compiled" fails here ({told}); use engine="eager".') from error
+    seconds += time.perf_counter() - began
+
+
+def _build(graph: fx.GraphModule, examples: Sequence[Tensor]) -> Compiled:
+    import torch._inductor as inductor
+
+    options: dict[str, Any] = CPU_OPTIONS if examples[0].device.type == "cpu" else {}
+    return inductor.compile(graph, list(examples), options=options)  # pyright: ignore[reportReturnType]

@@ -1,0 +1,1 @@
+"""Systems of ordinary differential equations: their solution, and the way back along it."""

@@ -1,0 +1,256 @@
+"""Adaptive explicit schemes whose accepted steps the way back can use: rk4 with an error, and Chebyshev's."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from amaml_core.ode.scheme import RK4, NumStates, Single, SolverFailedError, System, Trajectory
+
+MARGIN = 0.9  # of a limit of stability, for the estimate of what it limits
+MAX_STAGES = 20  # of a Chebyshev step: more would gain little
+
+
+@dataclass(frozen=True)
+class RK4Step:
+    """One step of rk4: (u, f(t, u) ``[B, d]``, t, h ``[B, 1]``, (rtol, atol)) -> (u', f(t+h, u'), judgement ``[2]``).
+
+    The slope at the new point, which the next step starts with, gives a third-order solution for comparison (Hairer,
+    Nørsett and Wanner 1993, sec. II.4) and, against the last stage at the same time, a lower bound of h‖∂f/∂u‖ where
+    it matters: their difference lies in the stiff directions. The third result is (the largest of the tasks' RMS
+    errors in units of the tolerance, the largest h‖∂f/∂u‖ or zero where the step does not tell).
+    """
+
+    order = 3  # of the solution that the step is compared with
+    bears = MARGIN * RK4.stability  # the largest h‖∂f/∂u‖
+    damps = 1.6  # the h‖∂f/∂u‖ that is damped most, to 0.27 of its size
+
+    def __call__(
+        self, system: System, u: Tensor, slope: Tensor, t: Tensor, h: Tensor, tolerance: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Whether the step is any good is the caller's to decide."""
+        slopes: list[Tensor] = []
+
+        def field(c: float, stage: Tensor) -> Tensor:
+            slopes.append(system.field(t + c * h, stage) if slopes else slope)
+            return slopes[-1]
+
+        new, stages = RK4.step(field, u, h)
+        end = system.field(t + h, new)
+        change = end - slopes[-1]
+        distance = (new - stages[-1]).square().sum(-1).clamp_min(torch.finfo(u.dtype).tiny)
+        stiffness = h.squeeze(-1) * (change.square().sum(-1) / distance).sqrt()
+        rounding = 100 * torch.finfo(u.dtype).eps * new.norm(dim=-1)  # at rest nothing is left to tell it from
+        stiffness = torch.where(distance.sqrt() > rounding, stiffness, 0.0)
+        return new, end, torch.stack([_error(0.1 * h * change, u, new, tolerance), stiffness.max()])
+
+
+@dataclass(frozen=True)
+class ChebyshevStep:
+    """One step of the stabilised second-order scheme RKC2, whose limit of stability grows as ``stages``².
+
+    Arguments and results are those of ``RK4Step`` (Sommeijer, Shampine and Verwer 1998, eq. 2.1 to 2.6).
+    """
+
+    stages: int
+
+    order = 2
+
+    @property
+    def bears(self) -> float:
+        """The largest h‖∂f/∂u‖."""
+        return 0.95 * 2 / 3 * (self.stages**2 - 1)
+
+    def __call__(
+        self, system: System, u: Tensor, slope: Tensor, t: Tensor, h: Tensor, tolerance: Tensor
+    ) -> tuple[Tensor, ...]:
+        """See ``RK4Step``."""
+        new = self.advance(system, u, slope, t, h)
+        end = system.field(t + h, new)
+        error = _error(0.8 * (u - new) + 0.4 * h * (slope + end), u, new, tolerance)
+        return new, end, torch.stack([error, torch.zeros_like(error)])
+
+    def advance(self, system: System, u: Tensor, slope: Tensor, t: Tensor, h: Tensor) -> Tensor:
+        """The state after the step, ``[B, d]``."""
+        w0 = 1 + 2 / 13 / self.stages**2
+        value, first, second = [1.0, w0], [0.0, 1.0], [0.0, 0.0]  # Chebyshev's polynomials at w0, their derivatives
+        for j in range(2, self.stages + 1):
+            value.append(2 * w0 * value[j - 1] - value[j - 2])
+            first.append(2 * value[j - 1] + 2 * w0 * first[j - 1] - first[j - 2])
+            second.append(4 * first[j - 1] + 2 * w0 * second[j - 1] - second[j - 2])
+        w1 = first[-1] / second[-1]
+        b = [second[max(j, 2)] / first[max(j, 2)] ** 2 for j in range(self.stages + 1)]
+        c = [w1 * second[j] / first[j] for j in range(2, self.stages + 1)]
+        c = [0.0, c[0] / first[2], *c]
+        before, stage = u, u + (b[1] * w1) * h * slope
+        for j in range(2, self.stages + 1):
+            mu, nu, weight = 2 * b[j] * w0 / b[j - 1], -b[j] / b[j - 2], 2 * b[j] * w1 / b[j - 1]
+            own = weight * (1 - b[j - 1] * value[j - 1])
+            moved = weight * system.field(t + c[j - 1] * h, stage) - own * slope
+            before, stage = stage, (1 - mu - nu) * u + mu * stage + nu * before + h * moved
+        return stage
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A Chebyshev step as a function of the state alone, see ``OneStep``."""
+
+    step: ChebyshevStep
+
+    @property
+    def evaluations(self) -> int:
+        """Of f."""
+        return self.step.stages
+
+    def __call__(self, system: System, u: Tensor, t: Tensor, h: Tensor) -> tuple[Tensor]:
+        """See ``OneStep``."""
+        return (self.step.advance(system, u, system.field(t, u), t, h),)
+
+
+def adaptive(
+    system: System,
+    u: Tensor,
+    horizon: Tensor,
+    *,
+    solver: str,
+    num_states: NumStates,
+    rtol: float,
+    atol: float,
+    keep: bool,
+    max_steps: int,
+    max_stiffness: float,
+) -> Trajectory:
+    """Solve by "rk43" or "rkc2" with steps that mind the error and the stability of both ways. See ``ode.solve``."""
+    scale, tolerance = horizon.unsqueeze(1), u.new_tensor([rtol, atol])
+    grid = torch.linspace(0, 1, num_states + 1, dtype=torch.float64).tolist() if isinstance(num_states, int) else []
+    times, states, taken, steps, rejected, s, before = [0.0], [u], [], 0, 0, 0.0, 1.0
+    most = min(max_stiffness, ChebyshevStep(MAX_STAGES).bears if solver == "rkc2" else RK4Step.bears)
+    with torch.no_grad():
+        slope = system.field(0.0 * scale, u)
+        ds, probe = _first_step(system, u, slope, scale, tolerance, 4 if solver == "rk43" else 3)
+        while s < 1.0:
+            if steps + rejected >= max_steps:
+                raise SolverFailedError(f"{solver} took more than {max_steps} steps")
+            if solver == "rkc2" and steps + rejected == 0:
+                for _ in range(4):  # the first steps must know what the trajectory itself never visits
+                    probe.look(system, u, slope, s * scale, scale)
+            if probe.stiffness > 0:
+                ds = min(ds, most / probe.stiffness)
+            if not ds > 1e-10:
+                raise SolverFailedError(f"{solver}'s step size vanished")
+            if solver == "rk43" and keep and not grid and (1.0 - s) * probe.stiffness <= 3 * RK4Step.damps:
+                # the way back starts with λ(T), which has not left the stiff directions as the trajectory has: near its
+                # limit of stability rk4 would carry them along for many steps
+                ds = min(ds, (1.0 - s) / max(1, math.ceil((1.0 - s) * probe.stiffness / RK4Step.damps - 1e-9)))
+            if 1.0 - s < 2 * ds:  # the last two steps are equal, not one of them tiny
+                ds = (1.0 - s) / math.ceil((1.0 - s) / ds - 1e-9)
+            step = RK4Step() if solver == "rk43" else _chebyshev(ds * probe.stiffness)
+            new, end, judgement = system.run(step, u, slope, s * scale, ds * scale, tolerance)
+            error, seen = judgement.tolist()
+            power = 1 / (step.order + 1)
+            if not error <= 1.0:  # NaN too
+                rejected += 1
+                ds *= max(0.2, 0.9 * error**-power) if error < math.inf else 0.2
+                continue
+            if seen > most / MARGIN:  # stiffer than was known: the way back would blow up on this step
+                rejected += 1
+                probe.stiffness = seen / ds
+                continue
+            reached = s + ds if 1.0 - (s + ds) > 1e-9 else 1.0
+            if solver == "rkc2":
+                probe.look(system, new, end, reached * scale, scale)
+                if ds * probe.stiffness > step.bears:  # stiffer at its end: likewise
+                    rejected += 1
+                    continue
+            steps += 1
+            if keep and grid:
+                for point in grid[len(times) : -1]:
+                    if point > reached:
+                        break
+                    times.append(point)
+                    states.append(_hermite((point - s) / (reached - s), ds * scale, u, slope, new, end))
+            elif keep:
+                times.append(reached)
+                states.append(new)
+                taken.append(Accepted(step) if isinstance(step, ChebyshevStep) else Single(RK4))
+            s, u, slope = reached, new, end
+            if solver == "rk43":
+                probe.stiffness = max(0.95 * probe.stiffness, seen / ds)  # the curvature changes slowly along the way
+            error = max(error, 1e-4)
+            ds *= min(5.0, 0.9 * error ** (-0.7 * power) * before ** (0.4 * power))
+            before = error
+    if times[-1] < 1.0:
+        times.append(1.0)
+        states.append(u)
+    at = torch.tensor(times, dtype=torch.float64, device=u.device).unsqueeze(1) * horizon
+    return Trajectory(at, states, steps, rejected, taken=taken)
+
+
+def _chebyshev(stiffness: float) -> ChebyshevStep:
+    """The step of the fewest stages that bears h‖∂f/∂u‖; few different ones, for each is compiled."""
+    steps = [ChebyshevStep(stages) for stages in (2, 3, 4, 6, 8, 11, 15, MAX_STAGES)]
+    return next((step for step in steps if step.bears >= stiffness), steps[-1])
+
+
+class Stiffness:
+    """‖∂f/∂u‖ times the horizon, the largest of the tasks', by a power iteration with differences of f.
+
+    Attributes:
+        stiffness: as far as known, a little on the safe side.
+    """
+
+    def __init__(self, change: Tensor, moved: Tensor, scale: Tensor) -> None:
+        self._learn(change, moved, scale)
+
+    def look(self, system: System, u: Tensor, slope: Tensor, t: Tensor, scale: Tensor) -> None:
+        """One more iteration, at u."""
+        moved = self.direction * (1e-3 * (1e-3 + _norm(u)))
+        self._learn(system.field(t, u + moved) - slope, moved, scale)
+
+    def _learn(self, change: Tensor, moved: Tensor, scale: Tensor) -> None:
+        size = _norm(change).clamp_min(torch.finfo(change.dtype).tiny)
+        found = float((1.1 * scale * size / _norm(moved).clamp_min(torch.finfo(change.dtype).tiny)).max())
+        self.stiffness = found if math.isfinite(found) else 0.0
+        ripple = torch.cos(torch.arange(change.shape[-1], dtype=change.dtype, device=change.device))
+        mixed = change / size + 0.1 * ripple / _norm(ripple)  # else a direction that is at rest would never be met
+        self.direction = mixed / _norm(mixed)
+
+
+def _first_step(
+    system: System, u: Tensor, slope: Tensor, scale: Tensor, tolerance: Tensor, power: int
+) -> tuple[float, Stiffness]:
+    """A first step, as a share of the horizon, and a first look at the stiffness (Hairer et al. 1993, sec. II.4)."""
+    unit = tolerance[1] + tolerance[0] * u.abs()
+    size, speed = float(_largest_rms(u / unit)), float(_largest_rms(scale * slope / unit))
+    if not 0 < speed < math.inf:
+        return 1.0, Stiffness(torch.zeros_like(u), torch.ones_like(u), scale)
+    ds = min(0.01 * size / speed, 1.0) or 1e-6
+    moved = ds * scale * slope
+    change = system.field(ds * scale, u + moved) - slope
+    bend = float(_largest_rms(scale * change / unit)) / ds
+    return min(100 * ds, (0.01 / max(speed, bend)) ** (1 / power)), Stiffness(change, moved, scale)
+
+
+def _error(error: Tensor, u: Tensor, new: Tensor, tolerance: Tensor) -> Tensor:
+    return _largest_rms(error / (tolerance[1] + tolerance[0] * torch.maximum(u.abs(), new.abs())))
+
+
+def _largest_rms(error: Tensor) -> Tensor:
+    return error.square().mean(-1).sqrt().max()
+
+
+def _norm(value: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(value, dim=-1, keepdim=True)
+
+
+def _hermite(x: float, h: Tensor, u: Tensor, slope: Tensor, new: Tensor, end: Tensor) -> Tensor:
+    """The cubic through both ends of a step and their slopes, at the share x of it; its error is O(h⁴)."""
+    return (
+        (1 + 2 * x) * (1 - x) ** 2 * u
+        + x * (1 - x) ** 2 * h * slope
+        + x**2 * (3 - 2 * x) * new
+        + x**2 * (x - 1) * h * end
+    )

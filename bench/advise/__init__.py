@@ -1,0 +1,1 @@
+"""A user's own problem through all methods, and what to use."""

@@ -1,0 +1,150 @@
+"""``amaml-bench profile``: a user's own problem through all methods, under a memory and a time budget."""
+
+from __future__ import annotations
+
+import math
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from amaml_core import InnerProblem, InputError
+from bench.harness import runner
+from bench.harness.estimate import estimate
+from bench.problems.custom import Custom
+from bench.records import Cell, Record, Store
+from bench.spec import Grid, SweepSpec, expand
+
+PHASES = ("allocator", "time", "error")  # in this order: what fails for memory is not timed
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a profile may take.
+
+    Attributes:
+        memory_bytes: of one outer update.
+        seconds: of the whole profile.
+    """
+
+    memory_bytes: int
+    seconds: float
+
+
+def check(factory: str, device: str) -> str:
+    """Make one gradient and one Hessian-vector product here, so that a mistake in the file is told at once.
+
+    Returns:
+        The model's dtype, "float32" or "float64".
+
+    Raises:
+        InputError: the file, its function or what that returns cannot be used.
+    """
+    custom = Custom(factory=factory)
+    try:
+        dtype = custom.dtype()
+        if dtype not in (torch.float32, torch.float64):
+            raise InputError(f"The model of {factory} is {dtype}; convert it to float32 or float64.")
+        (problem, theta, tasks), (_, theta_again, tasks_again) = (custom.instance(0, 0, dtype, device) for _ in "12")
+        inner = InnerProblem(problem, theta, tasks)
+        inner.query_gradient(inner.start())
+        inner.linearize(inner.start()).hvp(inner.start())
+    except InputError:
+        raise
+    except Exception as error:  # whatever the user's code raises
+        raise InputError(f"{factory} failed{_line(error, factory)} ({_told(error)}); mend it and run again.") from error
+    if not (torch.equal(theta, theta_again) and torch.equal(tasks.support_x, tasks_again.support_x)):
+        raise InputError(f"{factory} makes another problem each time; draw its random numbers from a seeded generator.")
+    return str(dtype).removeprefix("torch.")
+
+
+def _told(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".removesuffix(": ").split())
+
+
+def _line(error: Exception, factory: str) -> str:
+    """Where in the user's file it happened."""
+    path = Path(factory.rpartition(":")[0]).resolve()
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path]
+    return f" in line {lines[-1]}" if lines else ""
+
+
+def plan_cells(factory: str, steps: Sequence[int], lr: float, *, device: str, dtype: str) -> list[Cell]:
+    """All methods at these trajectory lengths: the allocator's peak, the time and the error of each.
+
+    ``amaml`` comes as in the paper, a state a step, and as rk4 both ways on a quarter of that, whose cost no kink in
+    the loss can drive up.
+    """
+    variants: list[tuple[str | list[str], dict[str, Any]]] = [
+        (["maml", "fomaml", "reptile"], {}),
+        ("remat-maml", {"segment": "sqrt"}),
+        ("imaml", {"variant": "paper-gd"}),
+        ("amaml", {}),
+    ]
+    grids = []
+    for length in sorted(steps):
+        each = {"inner_steps": length, "inner_lr": lr}
+        few = {"num_states": math.ceil(length / 4), "forward": "rk4", "backward": "rk4"}
+        for method, options in [*variants, ("amaml", few)]:
+            grids.append(
+                Grid(
+                    probe=list(PHASES),
+                    problem="custom",
+                    problem_options={"factory": factory},
+                    method=method,
+                    options=each | options,
+                    dtype=dtype,
+                )
+            )
+    cells = expand(SweepSpec(name="profile", description="", grid=grids), device=device)
+    return sorted(cells, key=lambda cell: (cell.options["inner_steps"], PHASES.index(cell.probe)))
+
+
+def run(
+    plan: runner.Plan,
+    store: Store,
+    budget: Budget,
+    *,
+    reporter: runner.Reporter,
+    say: Callable[[str], None],
+) -> tuple[list[Record], bool]:
+    """Measure as many of the plan's cells as the budget allows, in their order.
+
+    A cell that will not end in time, to judge by those before, is not started. A method that fails or takes more
+    memory than the budget has is not measured further.
+
+    Returns:
+        The records of these cells that there are now, and whether the run was interrupted.
+    """
+    deadline = time.monotonic() + budget.seconds
+
+    def admit(cell: Cell, new: Sequence[Record]) -> bool:
+        known = [*plan.done, *new]
+        out = {update_key(r.cell) for r in known if r.cell.probe == "allocator" and not _fits(r, budget)}
+        in_time = estimate([cell], known).seconds < deadline - time.monotonic()
+        return in_time and update_key(cell) not in out
+
+    records, interrupted = runner.run(
+        plan,
+        store,
+        timeout_s=budget.seconds,
+        deadline=deadline,
+        admit=admit,
+        reporter=reporter,
+        say=say,
+    )
+    return plan.done + records, interrupted
+
+
+def _fits(record: Record, budget: Budget) -> bool:
+    return record.status == "ok" and record.metrics.get("peak_allocated_bytes", 0) <= budget.memory_bytes
+
+
+def update_key(cell: Cell) -> tuple[str, str]:
+    """Which outer update a cell measures, whatever its probe."""
+    return cell.method, str(sorted(cell.options.items()))

@@ -1,0 +1,1 @@
+"""The commands of ``amaml-bench``, a file each. What takes time to import is imported when a command runs."""

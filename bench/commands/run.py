@@ -1,0 +1,31 @@
+"""``amaml-bench run``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from bench.commands.options import CellId, Device, DryRun, Memory, Only, OutDir, Quiet, RetryFailed, Set, overrides
+
+
+def command(
+    sweep: Annotated[str, typer.Argument(help="a sweep's name, or a TOML file")],
+    out_dir: OutDir = None,
+    device: Device = None,
+    only: Only = None,
+    set_: Set = None,
+    memory: Memory = None,
+    dry_run: DryRun = False,
+    cell_id: CellId = None,
+    retry_failed: RetryFailed = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run a sweep. Running it again goes on where it stopped."""
+    from bench import spec
+    from bench.commands import sweeping
+    from bench.harness.environment import choose_device
+
+    loaded = spec.load_spec(sweep, overrides(set_))
+    cells = spec.expand(loaded, device=choose_device(device), only=only)
+    sweeping.sweep(loaded, cells, out_dir, memory, cell_id, dry_run=dry_run, retry_failed=retry_failed, quiet=quiet)

@@ -1,0 +1,1 @@
+"""Guards against regressions: deterministic counters against baselines, times against another revision."""

@@ -1,0 +1,214 @@
+"""Runs cells: one fresh process each, every answer on the disk before the next cell starts, resumable at any moment."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from bench.harness import environment
+from bench.harness.local import COMMAND, Interrupt, Limits, ask, failed
+from bench.harness.versions import benchmark_version, git_revision
+from bench.records import FINAL_STATUSES, TIMED_PROBES, Cell, Record, Store, canonical_json, environment_key
+
+EXCLUSIVE_PROBES = TIMED_PROBES | {"allocator", "memory"}  # these run alone; others run two at once
+SHARED_WORKERS = min(2, environment.usable_cores())
+MEMORY_SHARE = 0.7  # of what is available, for all workers that run at once
+
+
+class Reporter(Protocol):
+    """Told what happens, to show it."""
+
+    def started(self, cell: Cell) -> None:
+        """A cell's worker starts."""
+
+    def progressed(self, cell: Cell, done: int, total: int) -> None:
+        """A worker has come so far; told from a thread of its own."""
+
+    def finished(self, record: Record) -> None:
+        """A cell's record is on the disk."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of a sweep against what a store holds already.
+
+    Attributes:
+        sweep: its name.
+        todo: cells to run, in order.
+        done: current final records of the others.
+        complaints: one sentence for each unreadable line of the store.
+        environments: by probe, as the plan was made; a record has the moment of its own start.
+    """
+
+    sweep: str
+    todo: list[Cell]
+    done: list[Record]
+    complaints: list[str]
+    environments: dict[str, dict[str, Any]]
+
+
+def threads_for(probe: str) -> int:
+    """Torch threads of a worker: all cores where time is measured, else one, so that two workers can run at once."""
+    return environment.usable_cores() if probe in TIMED_PROBES else 1
+
+
+def plan(sweep: str, cells: Sequence[Cell], store: Store, *, retry_failed: bool = False) -> Plan:
+    """What is left to do: cells without a final record of this benchmark version and environment.
+
+    ``retry_failed`` counts only "ok" as final.
+    """
+    records, complaints = store.read()
+    final = {"ok"} if retry_failed else FINAL_STATUSES
+    latest = {record.identity: record for record in records}
+    environments: dict[str, dict[str, Any]] = {}
+    version = cache(benchmark_version)  # of one moment
+    todo, done = [], []
+    for cell in cells:
+        if cell.probe not in environments:
+            environments[cell.probe] = environment.describe(cell.device, threads_for(cell.probe))
+        key = environments[cell.probe][environment_key(cell.probe)]
+        record = latest.get((cell.cell_id, version(cell.problem, cell.method, cell.probe), key))
+        if record is not None and record.status in final:
+            done.append(record)
+        else:
+            todo.append(cell)
+    return Plan(sweep, todo, done, complaints, environments)
+
+
+def run(
+    plan: Plan,
+    store: Store,
+    *,
+    timeout_s: float,
+    memory_bytes: int | None = None,
+    deadline: float = math.inf,
+    admit: Callable[[Cell, Sequence[Record]], bool] = lambda cell, records: True,
+    reporter: Reporter,
+    say: Callable[[str], None],
+    command: Sequence[str] = COMMAND,
+) -> tuple[list[Record], bool]:
+    """Run a plan's cells and append a record for each.
+
+    Args:
+        plan: from ``plan``.
+        store: where the records go; locked meanwhile.
+        timeout_s: of one cell.
+        memory_bytes: the most that a worker may take, Python and torch included; by default those that run at once
+            share ``MEMORY_SHARE`` of what is available.
+        deadline: in ``time.monotonic()`` seconds: no cell starts after it, and what still runs then leaves no record.
+        admit: asked before a cell starts, with the records so far; what it refuses is left out.
+        reporter: told of every start and finish.
+        say: prints a sentence for people.
+        command: what starts a worker; tests plant faulty ones.
+
+    Returns:
+        The new records, and whether the run was interrupted.
+
+    Raises:
+        StoreBusyError: another run writes to the store.
+        OSError: the disk is full; everything before is kept.
+    """
+    interrupt, records = Interrupt(), []
+    pending: dict[Future[Record | None], Cell] = {}
+    quiet = False
+
+    def collect(until: int) -> None:
+        while len(pending) > until:
+            finished, _ = wait(pending, return_when=FIRST_COMPLETED)
+            for future in finished:
+                del pending[future]
+                if (record := future.result()) is not None:
+                    writer.append(record)
+                    records.append(record)
+                    reporter.finished(record)
+
+    with store.writer() as writer, interrupt.caught(say), ThreadPoolExecutor(SHARED_WORKERS) as pool:
+        try:
+            for cell in plan.todo:
+                alone = cell.probe in EXCLUSIVE_PROBES
+                collect(0 if alone else SHARED_WORKERS - 1)
+                if interrupt.count or time.monotonic() > deadline:
+                    break
+                if not admit(cell, records):
+                    continue
+                if cell.probe in TIMED_PROBES and not quiet:
+                    quiet = True
+                    if warning := environment.busy():
+                        say(warning)
+                    if interrupt.count:  # while it watched
+                        break
+                reporter.started(cell)
+                limits = Limits(timeout_s, memory_bytes or _allowance(cell), deadline)
+                tell = partial(reporter.progressed, cell)
+                pending[pool.submit(_run_cell, plan, store, cell, limits, command, interrupt, tell)] = cell
+                if alone:
+                    collect(0)
+            collect(0)
+        except BaseException:
+            interrupt.kill()
+            raise
+    return records, interrupt.count > 0
+
+
+def _allowance(cell: Cell) -> int:
+    at_once = 1 if cell.probe in EXCLUSIVE_PROBES else SHARED_WORKERS
+    return int(MEMORY_SHARE * environment.available_memory() / at_once)
+
+
+def _run_cell(
+    plan: Plan,
+    store: Store,
+    cell: Cell,
+    limits: Limits,
+    command: Sequence[str],
+    interrupt: Interrupt,
+    tell: Callable[[int, int], None],
+) -> Record | None:
+    started, began = datetime.now(UTC), time.perf_counter()
+    now = environment.moment(cell.device)
+    request = {
+        "cell": cell.model_dump(),
+        "threads": threads_for(cell.probe),
+        "directory": str(_checkpoints(plan, store, cell)),
+        # CUDA maps more address space than any limit, so that there the watch has to do
+        "memory_limit_bytes": limits.memory_bytes if cell.device == "cpu" else None,
+    }
+    answer = ask(request, limits, command, interrupt, tell)
+    if answer is None:
+        return None
+    # as the worker found its sources, for they may have changed since the sweep began; else as they are now
+    version = answer.pop("benchmark_version", None) or benchmark_version(cell.problem, cell.method, cell.probe)
+    revision = answer.pop("git_revision", None)
+    asked = {
+        "benchmark_version": version,
+        "sweep": plan.sweep,
+        "cell_id": cell.cell_id,
+        "cell": cell,
+        "environment": plan.environments[cell.probe]
+        | now
+        | {"git_revision": git_revision() if revision is None else revision},
+        "started_at": started.isoformat(timespec="seconds"),
+        "duration_s": round(time.perf_counter() - began, 3),
+    }
+    try:
+        record = Record.model_validate(asked | answer)
+        canonical_json(record.model_dump())
+    except ValueError:
+        record = Record.model_validate(
+            asked | failed("crashed", "The worker's answer is not a record: it holds NaN or a wrong field.")
+        )
+    return record
+
+
+def _checkpoints(plan: Plan, store: Store, cell: Cell) -> Path:
+    """Where a long measurement keeps what it has reached: on another machine it starts anew, for its time counts."""
+    machine = hashlib.sha256(plan.environments[cell.probe]["timing_key"].encode()).hexdigest()[:8]
+    return store.directory / "checkpoints" / f"{cell.cell_id}-{machine}"

@@ -1,0 +1,114 @@
+"""One cell, one fresh process: reads the cell from standard input, writes one JSON answer to a pipe."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+PR_SET_PDEATHSIG = 1
+# The CPU allocator's complaint is a plain RuntimeError; where an exception cannot be raised the process aborts with it.
+OUT_OF_MEMORY = (
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "can't allocate memory",
+    "Cannot allocate memory",  # the loader's
+    "Unable to allocate",  # NumPy's
+    "not enough memory",
+    "can't start new thread",
+    "bad_alloc",
+    "RESOURCE_EXHAUSTED",  # JAX's
+    "MemoryError",
+)
+
+
+def main() -> None:
+    """Entry point of ``python -m bench.harness.worker PIPE_FD PARENT_PID``."""
+    pipe, parent = int(sys.argv[1]), int(sys.argv[2])
+    _die_with(parent)
+    request = json.loads(sys.stdin.read())
+    with os.fdopen(pipe, "w") as answer:
+
+        def tell(done: int, total: int) -> None:
+            print(json.dumps({"done": done, "total": total}), file=answer, flush=True)
+
+        json.dump(run(request, tell), answer, allow_nan=False)
+
+
+def run(request: dict[str, Any], tell: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+    """Measure one cell: ``{cell, threads, directory, memory_limit_bytes}`` -> a record's own fields.
+
+    ``tell`` hears how far a long measurement has come.
+    """
+    if limit := request.get("memory_limit_bytes"):
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    import torch
+
+    from amaml_core import InputError
+    from bench import probes
+    from bench.harness.versions import benchmark_version, git_revision
+    from bench.problems import make_problem
+    from bench.records import RESUMED_PROBES, Cell
+
+    torch.set_num_threads(request["threads"])
+    cell = Cell.model_validate(request["cell"])
+    measure = probes.load(cell.probe)
+    # what makes the number is loaded by now: whoever changes a source file from here on does not change it
+    version = benchmark_version(cell.problem, cell.method, cell.probe)
+    own = {"benchmark_version": version, "git_revision": git_revision()}
+    try:
+        problem = make_problem(cell.problem, cell.problem_options)
+        _, target = problem.resolve_method(cell.method, cell.options)
+        more: dict[str, Any] = {}
+        if cell.probe in RESUMED_PROBES:
+            directory = request.get("directory")  # of this version, which may have changed since the sweep began
+            mine = Path(f"{directory}-{version}") if directory else None
+            more = {"directory": mine, "tell": tell}
+        measured = asdict(measure(problem, cell, **more))
+    except InputError as error:
+        return own | _failure("skipped", str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        told = "The outer update needs more memory than it may take; use fewer steps, tasks or states."
+        return own | _failure("oom", told)
+    for kind in ("metrics", "samples"):
+        measured[kind] = {name: value for name, value in measured[kind].items() if _finite(value)}
+    return {"target": target, **own, **measured}
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this is the allocator's complaint."""
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
+
+
+def _finite(value: float | list[float]) -> bool:
+    return all(map(math.isfinite, value if isinstance(value, list) else [value]))
+
+
+def _failure(status: str, reason: str) -> dict[str, Any]:
+    return {"status": status, "reason": reason, "metrics": {}, "samples": {}}
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel kill this process when the runner dies, however it dies (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before we asked
+            os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

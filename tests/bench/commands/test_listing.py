@@ -1,0 +1,9 @@
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("what", "words"), [("methods", "remat-maml"), ("problems", "closed_form"), ("sweeps", "smoke")]
+)
+def test_list(cli, what, words):
+    done = cli("list", what)
+    assert (done.returncode, words in done.stdout) == (0, True)

@@ -1,0 +1,173 @@
+"""The runner against planted workers that need no torch: what runs when, and what must not shake it.
+
+After each fault nothing finished is lost and every cell gets its one current row.
+"""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from bench.harness import runner
+from bench.records import current
+
+MIB = 2**20
+
+
+def test_a_second_run_repeats_only_what_is_not_final(stub_bench, make_cell):
+    cells = [make_cell(m) for m in ("good", "raise", "hang")]
+    assert len(stub_bench(cells, timeout_s=1.5)) == 3
+    assert [record.cell.method for record in stub_bench(cells, timeout_s=1.5)] == ["raise"]
+    assert {record.cell.method for record in stub_bench(cells, timeout_s=1.5, retry_failed=True)} == {"raise", "hang"}
+
+
+def test_another_benchmark_version_is_measured_again(stub_bench, make_cell, monkeypatch):
+    stub_bench([make_cell("good")])
+    monkeypatch.setattr(runner, "benchmark_version", lambda problem, method, probe: "other")
+    assert len(stub_bench([make_cell("good")])) == 1
+
+
+def test_exclusive_probes_run_alone_and_others_two_at_once(stub_bench, make_cell):
+    cells = [make_cell("slow", "error", r) for r in range(4)] + [make_cell("slow", "time", r) for r in range(2)]
+    stub_bench(cells)
+    running, most, lines = set(), [], stub_bench.trace.read_text().split("\n")[:-1]
+    for line in sorted(lines, key=lambda line: float(line.split()[3])):
+        _, pid, what, _ = line.split()
+        running = running | {pid} if what == "start" else running - {pid}
+        most.append(len(running))
+    assert max(most) == 2
+    assert max(most[8:]) == 1  # the two timed ones come last
+
+
+SWEEP = """
+import resource, signal, sys
+from pathlib import Path
+from bench.harness import runner
+from bench.records import Cell, Store
+options = {"inner_steps": 1, "inner_lr": 0.1}
+cells = [Cell(problem="closed_form", method=m, options=options, probe="error") for m in sys.argv[3].split(",")]
+if len(sys.argv) > 4:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]),) * 2)
+class Say:
+    def started(self, cell): print("started", flush=True)
+    def progressed(self, cell, done, total): pass
+    def finished(self, record): print("finished", flush=True)
+store = Store(Path(sys.argv[1]))
+plan = runner.plan("test", cells, store)
+command = (sys.executable, sys.argv[2])
+records, interrupted = runner.run(plan, store, timeout_s=60, reporter=Say(), say=print, command=command)
+sys.exit(130 if interrupted else 0)
+"""
+
+
+METHODS = [f"m{i}" for i in range(30)]
+
+
+def sweep_process(bench, *more, methods=METHODS):
+    where = (str(bench.store.directory), str(bench.stub), ",".join(methods))
+    return subprocess.Popen(
+        [sys.executable, "-c", SWEEP, *where, *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def assert_goes_on(bench, methods=METHODS):
+    with sweep_process(bench, methods=methods) as process:
+        process.communicate()
+    assert process.returncode == 0
+    records, _ = bench.store.read()
+    assert sorted(record.cell.method for record in current(records) if record.status == "ok") == sorted(methods)
+
+
+@pytest.mark.parametrize("seed", [*range(5), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(5, 25))])
+def test_killed_at_a_random_moment_nothing_finished_is_lost(stub_bench, seed):
+    chance = random.Random(seed)
+    with sweep_process(stub_bench) as process:
+        for _ in range(chance.randrange(2, 20)):
+            process.stdout.readline()
+        time.sleep(chance.random() * 0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    kept = len(stub_bench.store.read()[0])
+    assert kept < 30
+    assert_goes_on(stub_bench)
+    assert len(stub_bench.store.read()[0]) == 30  # each cell once: nothing was measured twice
+
+
+def test_ctrl_c_finishes_the_running_cells_and_says_so(stub_bench):
+    with sweep_process(stub_bench) as process:
+        for _ in range(6):
+            process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        told, _ = process.communicate()
+    assert process.returncode == 130
+    assert "Interrupted" in told
+    assert all(record.status == "ok" for record in stub_bench.store.read()[0])
+    assert_goes_on(stub_bench)
+
+
+def test_a_second_ctrl_c_stops_at_once_and_leaves_no_row_of_what_it_stopped(stub_bench):
+    methods = ["m0", "hang", "m1"]
+    with sweep_process(stub_bench, methods=methods) as process:
+        while stub_bench.trace.read_text().count("start") < 3 and process.poll() is None:  # the hanging one among them
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        process.stdout.readline()
+        time.sleep(0.3)
+        assert process.poll() is None  # it waits for the one that hangs
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert sorted(record.cell.method for record in stub_bench.store.read()[0]) == ["m0", "m1"]
+
+
+def test_ctrl_c_while_the_machine_is_watched_starts_no_cell(stub_bench, make_cell, monkeypatch):
+    def watch():
+        signal.raise_signal(signal.SIGINT)
+        return ""
+
+    monkeypatch.setattr(runner.environment, "busy", watch)
+    assert stub_bench([make_cell("m0", "time")]) == []
+
+
+def test_a_full_disk_stops_the_sweep_and_loses_nothing_that_was_finished(stub_bench):
+    with sweep_process(stub_bench, str(4 * MIB)) as process:  # a file-size limit stands for the disk
+        _, complaint = process.communicate()
+    assert "File too large" in complaint
+    records, torn = stub_bench.store.read()
+    assert 0 < len(records) < 30
+    assert not torn
+    assert_goes_on(stub_bench)
+    assert len(stub_bench.store.read()[0]) == 30
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_truncated_store_costs_the_cut_rows_only(stub_bench, make_cell, seed):
+    cells = [make_cell(f"m{i}") for i in range(4)]
+    stub_bench(cells)
+    path = stub_bench.store.path
+    whole = path.read_bytes()
+    cut = random.Random(seed).randrange(1, len(whole) - 1)
+    path.write_bytes(whole[:cut])
+    kept = whole[:cut].count(b"\n")
+    records, complaints = stub_bench.store.read()
+    assert len(records) == kept
+    assert all("skipped" in complaint for complaint in complaints)
+    assert len(stub_bench(cells)) == 4 - kept
+    stub_bench.assert_whole(cells)
+
+
+def test_what_runs_into_the_deadline_leaves_no_row(stub_bench, make_cell):
+    cells = [make_cell("good"), make_cell("hang"), make_cell("good", replicate=1), make_cell("good", "memory")]
+    began = time.monotonic()
+    records = stub_bench(cells, deadline=began + 1.5)
+    assert time.monotonic() - began < 10
+    assert {record.cell.method for record in records} == {"good"}
+    assert {cell.method for cell in runner.plan("test", cells, stub_bench.store).todo} >= {"hang"}

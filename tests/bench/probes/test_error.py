@@ -1,0 +1,27 @@
+import pytest
+import torch
+
+from bench.probes.error import cosine, measure, relative_error
+from bench.problems import make_problem
+
+
+def test_errors_are_the_mean_of_their_samples(make_cell):
+    cell = make_cell("maml").model_copy(update={"dtype": "float64"})
+    problem = make_problem("cosmixture", {"shots": 5, "width": 4, "samples": 3})
+    result = measure(problem, cell)
+    assert result.metrics["rel_error_unrolled"] < 1e-12 < 1e-5 < result.metrics["rel_error_flow"]
+    assert result.metrics["rel_error_flow"] == pytest.approx(sum(result.samples["rel_error_flow"]) / 3)
+
+
+def test_a_diverged_cell_has_a_reason_and_no_flattering_mean(make_cell):
+    cell = make_cell("maml", inner_lr=1e4, inner_steps=40)
+    result = measure(make_problem("cosmixture", {"shots": 5, "samples": 2}), cell)
+    assert result.status == "diverged"
+    assert "inner_lr" in result.reason
+    assert not result.metrics
+
+
+def test_distances():
+    a, b = torch.tensor([3.0, 4.0]), torch.tensor([0.0, 5.0])
+    assert relative_error(a, b) == pytest.approx(10**0.5 / 5)
+    assert cosine(a, b) == pytest.approx(0.8)

@@ -1,0 +1,147 @@
+import pytest
+import torch
+
+from amaml_core import InputError
+from bench.advise.profile import check
+from bench.probes import oracles
+from bench.problems import custom, make_problem
+from bench.records import Cell
+
+SMALL = """
+import itertools, numpy as np, torch, amaml_core as am
+clock = itertools.count()
+def make():
+    model = torch.nn.Linear(2, 1)
+    return am.MetaProblem(model, torch.nn.functional.mse_loss), sample
+def sample(seed):
+    x = torch.randn(3, 8, 2)  # the global generator, on purpose
+    y = (x**2).sum(-1, keepdim=True)
+    return am.TaskBatch(x[:, :4], y[:, :4], x[:, 4:], y[:, 4:])
+nothing = lambda: None
+def with_numpy():
+    return make()[0], lambda seed: am.TaskBatch(*[torch.tensor(np.random.rand(3, 4, n)).float() for n in (2, 1, 2, 1)])
+def with_horizon():
+    def timed(seed):
+        tasks = sample(seed)
+        return am.TaskBatch(tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y, torch.ones(3))
+    return make()[0], timed
+def wrong_shape():
+    return am.MetaProblem(torch.nn.Linear(3, 1), torch.nn.functional.mse_loss), sample
+def unseeded():
+    return make()[0], lambda seed: sample_from_the_clock()
+def sample_from_the_clock():
+    x = torch.full((1, 4, 2), float(next(clock)))
+    return am.TaskBatch(x, x[..., :1], x, x[..., :1])
+def no_tasks():
+    return make()[0], lambda seed: seed
+def broken():
+    raise KeyError("mine")
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(SMALL)
+    return path
+
+
+def cell_of(problem, **options):
+    options = {"inner_steps": 4, "inner_lr": 0.05} | options
+    return Cell(problem="custom", method="maml", options=options, probe="error", dtype="float64")
+
+
+def test_the_same_seed_makes_the_same_problem_and_another_another(file):
+    problem = make_problem("custom", {"factory": f"{file}:make"})
+    (_, theta, tasks), (_, theta_again, tasks_again) = (problem.instance(1, 0) for _ in range(2))
+    assert torch.equal(theta, theta_again)
+    assert torch.equal(tasks.support_x, tasks_again.support_x)
+    assert not torch.equal(theta, problem.instance(1, 1)[1])
+    assert not torch.equal(tasks.support_x, problem.instance(2, 0)[2].support_x)
+
+
+def test_numpy_is_seeded_too(file):
+    problem = make_problem("custom", {"factory": f"{file}:with_numpy"})
+    assert torch.equal(problem.instance(1, 0)[2].query_x, problem.instance(1, 0)[2].query_x)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("broken", "in line [0-9]+ .KeyError: 'mine'"), ("wrong_shape", "mend the shapes"), ("with_horizon", "leave it")],
+)
+def test_what_would_fail_in_every_cell_is_told_before_the_first(file, name, words):
+    with pytest.raises(InputError, match=words):
+        check(f"{file}:{name}", "cpu")
+
+
+def test_a_problem_that_is_another_one_each_time_is_refused(file, monkeypatch):
+    module = custom._load(str(file))  # loaded once, it keeps a count
+    monkeypatch.setattr(custom, "_load", lambda path: module)
+    with pytest.raises(InputError, match="seeded generator"):
+        check(f"{file}:unseeded", "cpu")
+
+
+def test_a_good_one_passes_and_tells_its_dtype(file):
+    assert check(f"{file}:make", "cpu") == "float32"
+
+
+def test_the_caller_keeps_its_random_numbers(file):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    make_problem("custom", {"factory": f"{file}:make"}).instance(0, 0)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_both_references_are_found_and_maml_is_its_own(file):
+    problem = make_problem("custom", {"factory": f"{file}:make"})
+    cell = cell_of(problem)
+    found = oracles.references(problem, cell, 0)
+    assert set(found) == {"flow", "unrolled"}
+    torch.testing.assert_close(problem.update(cell, 0)().grad, found["unrolled"])
+    assert 1e-4 < float((found["flow"] - found["unrolled"]).norm() / found["flow"].norm()) < 0.5
+
+
+def test_a_flow_that_would_take_too_long_is_left_out(file, monkeypatch):
+    monkeypatch.setattr(custom, "MAX_EVALUATIONS", 10)
+    problem = make_problem("custom", {"factory": f"{file}:make"})
+    assert set(oracles.references(problem, cell_of(problem, inner_lr=0.06), 0)) == {"unrolled"}
+
+
+def test_a_changed_file_asks_another_question(file):
+    before = make_problem("custom", {"factory": f"{file}:make"})
+    (file.parent / "helper.py").write_text("")
+    between = make_problem("custom", {"factory": f"{file}:make"})
+    file.write_text(SMALL + "# more\n")
+    after = make_problem("custom", {"factory": f"{file}:make"})
+    (file.parent / "package").mkdir()
+    (file.parent / "package" / "net.py").write_text("")
+    below = make_problem("custom", {"factory": f"{file}:make"})
+    assert len({before, between, after, below}) == 4
+    (file.parent / ".venv").mkdir()
+    (file.parent / ".venv" / "other.py").write_text("")
+    (file.parent / ".#mine.py").symlink_to("nowhere")  # an editor's lock
+    assert make_problem("custom", {"factory": f"{file}:make"}) == below
+    with pytest.raises(InputError, match="has changed"):
+        make_problem("custom", {"factory": f"{file}:make", "source": before.source})
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("nosuch", "no function 'nosuch'"),
+        ("nothing", "must return"),
+        ("no_tasks", "not a TaskBatch"),
+        ("with_horizon", "leave it out"),
+        ("a b", "FILE.py:NAME"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_one_sentence(file, name, words):
+    with pytest.raises(InputError, match=words):
+        make_problem("custom", {"factory": f"{file}:{name}"}).instance(0, 0)
+
+
+@pytest.mark.parametrize(("factory", "words"), [("nowhere.py:make", "no file"), ("make", "FILE.py:NAME")])
+def test_a_file_that_is_not_there_is_refused(factory, words):
+    with pytest.raises(InputError, match=words):
+        make_problem("custom", {"factory": factory})
