@@ -6,7 +6,7 @@ import ast
 import hashlib
 import io
 import tokenize
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -82,35 +82,39 @@ def code(source: bytes) -> bytes:
             lines[first - 1 : last] = [left.rstrip(), *[None] * (last - first)]
         if not (lines[first - 1] or "").strip():
             lines[first - 1] = None
-    return "\n".join(line for line in lines if line is not None).encode()
+    return "\n".join(line for line in lines if line is not None).rstrip().encode()
 
 
 @lru_cache(maxsize=1024)
 def _uses(source: bytes, name: str, is_package: bool) -> frozenset[tuple[str, str]]:
     """What a module uses of others, wherever in it: pairs of a module and a name in it, which may be a module too."""
-    tree = ast.parse(source)
-    bound = dict(_bindings(tree, name, is_package))
-    paths = {path for node in ast.walk(tree) if isinstance(node, ast.Attribute) and (path := _dotted(node))}
-    used = [(bound[path.split(".")[0]], path) for path in paths if path.split(".")[0] in bound]
-    meant = {*bound.values(), *(f"{target}.{path.partition('.')[2]}" for target, path in used)}
+    bound = _bindings(source, name, is_package)
+    meant = {full for _, full in bound}
+    for node in ast.walk(ast.parse(source)):
+        first, _, rest = _dotted(node).partition(".")
+        meant |= {f"{full}.{rest}" for local, full in bound if rest and local == first}
     return frozenset((full.rpartition(".")[0], full.rpartition(".")[2]) for full in meant)
 
 
-def _bindings(tree: ast.AST, name: str, is_package: bool) -> Iterator[tuple[str, str]]:
+@lru_cache(maxsize=1024)
+def _bindings(source: bytes, name: str, is_package: bool) -> frozenset[tuple[str, str]]:
     """The local names that a module's imports make, with what each stands for in full."""
-    for node in ast.walk(tree):
+    found = set()
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 top = alias.name.partition(".")[0]
-                yield (alias.asname, alias.name) if alias.asname else (top, top)
+                found.add((alias.asname or top, alias.name if alias.asname else top))
         elif isinstance(node, ast.ImportFrom):
             parts = name.split(".")
             package = parts[: len(parts) - node.level + is_package] if node.level else []
             for alias in node.names:
-                yield alias.asname or alias.name, ".".join(filter(None, [*package, node.module, alias.name]))
+                full = ".".join(filter(None, [*package, node.module, alias.name]))
+                found.add((alias.asname or alias.name, full))
+    return frozenset(found)
 
 
-def _dotted(node: ast.expr) -> str:
+def _dotted(node: ast.AST) -> str:
     """``a.b.c`` as written; empty for anything else."""
     if isinstance(node, ast.Attribute):
         before = _dotted(node.value)
@@ -124,7 +128,7 @@ def _home(module: str, name: str) -> str:
         return "" if path.name == "__init__.py" else f"{module}.{name}"
     if (path := _file(module)) is None or path.name != "__init__.py":
         return module if path else ""
-    full = dict(_bindings(ast.parse(path.read_bytes()), module, True)).get(name, "")
+    full = dict(_bindings(path.read_bytes(), module, True)).get(name, "")
     return _home(*full.rpartition(".")[::2]) if full else ""
 
 

@@ -19,19 +19,22 @@ ROOT = Path(__file__).parents[2]
 
 
 def benchmark_version(problem: str, method: str, probe: str) -> str:
-    """The hash of the code behind the numbers of such cells.
+    """The hash of the code behind the numbers of such cells, read from the disk anew each time.
 
     That is what the method, the problem and the probe rest on, the worker, and of a peer the versions of the packages
-    that it stands for. It is read from the disk anew each time.
+    that it stands for.
     """
-    modules = [PROBLEMS[problem].__module__, f"bench.probes.{probe}"]
-    modules += [registry[method].__module__ for registry in (METHODS, PEERS) if method in registry]
-    files = sources.closure(modules, FORMS) | sources.only(WORKER)
-    own = sources.digest(files)
+    own = sources.digest(sources.closure(roots(problem, method, probe), FORMS) | sources.only(WORKER))
     if method not in PEERS:
         return own
     told = [f"{name} {installed(name)}" for name in PEERS[method].packages]
     return hashlib.sha256(" ".join([own, *told]).encode()).hexdigest()[: sources.DIGITS]
+
+
+def roots(problem: str, method: str, probe: str) -> list[str]:
+    """The modules that a cell names; a method of no registry is the problem's own."""
+    named = [registry[method].__module__ for registry in (METHODS, PEERS) if method in registry]
+    return [PROBLEMS[problem].__module__, f"bench.probes.{probe}", *named]
 
 
 def installed(package: str) -> str:

@@ -5,7 +5,17 @@ import sys
 
 import pytest
 
-from bench.records import METRICS, Cell, Store, StoreBusyError, canonical_json, current
+from bench.records import (
+    KEY_PACKAGES,
+    METRICS,
+    SCHEMA_VERSION,
+    Cell,
+    Store,
+    StoreBusyError,
+    canonical_json,
+    counter_key,
+    current,
+)
 
 
 def test_cell_id_follows_from_the_content_alone(make_cell):
@@ -68,6 +78,49 @@ def test_a_line_of_another_schema_is_reported_and_skipped(tmp_path, make_record)
     records, complaints = Store(tmp_path).read()
     assert records == []
     assert "99" in complaints[0]
+
+
+PACKAGES = {"torch": "2.6.0+cpu", "torchdiffeq": "0.2.5", "numpy": "2.2.0", "scipy": "1.15.0", "pydantic": "2.10"}
+
+
+def first_schema(record, device="cpu", gpu=""):
+    """A row as it was written when keys told torch's version alone."""
+    key = " | ".join(filter(None, ["torch 2.6.0", device, gpu]))
+    told = {"counter_key": key, "timing_key": f"{key} | A CPU | 2 cores | 1 threads", "packages": PACKAGES, "gpu": gpu}
+    data = record.model_dump() | {"schema_version": 1, "environment": told}
+    data["cell"]["device"] = device
+    return data
+
+
+@pytest.mark.parametrize(("device", "gpu", "end"), [("cpu", "", "cpu"), ("cuda", "A GPU", "cuda | A GPU")])
+def test_a_row_of_the_first_schema_gets_its_keys_from_the_packages_that_it_recorded(
+    tmp_path, make_record, device, gpu, end
+):
+    Store(tmp_path).path.write_text(json.dumps(first_schema(make_record(x=1), device, gpu)) + "\n")
+    (record,), complaints = Store(tmp_path).read()
+    assert not complaints
+    key = f"torch 2.6.0 | torchdiffeq 0.2.5 | numpy 2.2.0 | scipy 1.15.0 | {end}"
+    assert record.environment["counter_key"] == key
+    assert record.environment["timing_key"] == f"{key} | A CPU | 2 cores | 1 threads"
+    assert (record.schema_version, record.metrics) == (SCHEMA_VERSION, {"x": 1})
+
+
+@pytest.mark.parametrize("lost", ["packages", "counter_key", "timing_key", "gpu"])
+def test_a_row_of_the_first_schema_that_lacks_them_is_skipped(tmp_path, make_record, lost):
+    data = first_schema(make_record())
+    del data["environment"][lost]
+    Store(tmp_path).path.write_text(json.dumps(data) + "\n")
+    records, (complaint,) = Store(tmp_path).read()
+    assert records == []
+    assert "not a whole record" in complaint
+
+
+@pytest.mark.parametrize("package", KEY_PACKAGES)
+def test_a_key_names_each_package_that_makes_numbers(package):
+    key = counter_key(PACKAGES, "cpu")
+    assert counter_key(PACKAGES | {package: "0.0"}, "cpu") != key
+    assert counter_key(PACKAGES | {"pydantic": "0.0"}, "cpu") == key
+    assert counter_key({"torch": "2.6.0"}, "cpu") == "torch 2.6.0 | cpu"
 
 
 def test_two_writers_are_refused_and_a_killed_one_leaves_no_lock(tmp_path):

@@ -1,5 +1,6 @@
 """Faulty workers: each becomes a row with its reason, and the sweep goes on."""
 
+import os
 import time
 
 import pytest
@@ -62,3 +63,8 @@ def test_a_worker_sees_only_a_scrubbed_environment(monkeypatch):
     scrubbed = local._scrubbed()
     assert "OMP_NUM_THREADS" not in scrubbed
     assert scrubbed["TORCHINDUCTOR_CACHE_DIR"] == "/kept"
+
+
+def test_what_a_users_file_does_to_the_path_does_not_reach_a_worker(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(tmp_path)
+    assert str(tmp_path) not in local._scrubbed()["PYTHONPATH"].split(os.pathsep)

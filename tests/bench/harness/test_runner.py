@@ -11,8 +11,9 @@ import time
 
 import pytest
 
-from bench.harness import runner
-from bench.records import current
+from bench.harness import environment, runner
+from bench.harness.versions import benchmark_version
+from bench.records import KEY_PACKAGES, current
 
 MIB = 2**20
 
@@ -28,6 +29,24 @@ def test_another_benchmark_version_is_measured_again(stub_bench, make_cell, monk
     stub_bench([make_cell("good")])
     monkeypatch.setattr(runner, "benchmark_version", lambda problem, method, probe: "other")
     assert len(stub_bench([make_cell("good")])) == 1
+
+
+@pytest.mark.parametrize("package", KEY_PACKAGES)
+def test_another_version_of_a_package_that_makes_numbers_is_measured_again(stub_bench, make_cell, monkeypatch, package):
+    stub_bench([make_cell("good")])
+    known = environment.installed
+    monkeypatch.setattr(environment, "installed", lambda name: "0.0" if name == package else known(name))
+    assert len(stub_bench([make_cell("good")])) == 1
+
+
+def test_a_row_has_the_version_and_the_revision_that_its_worker_found(stub_bench, make_cell, monkeypatch):
+    """They may change while a sweep runs; of a worker that does not answer it is what there is afterwards."""
+    monkeypatch.setattr(environment, "git_revision", lambda: "of the plan")
+    monkeypatch.setattr(runner, "git_revision", lambda: "of now")
+    (own,), (failed,) = stub_bench([make_cell("own")]), stub_bench([make_cell("raise")])
+    assert (own.benchmark_version, own.environment["git_revision"]) == ("of the worker", "abc+dirty")
+    assert failed.environment["git_revision"] == "of now"
+    assert failed.benchmark_version == benchmark_version("cosmixture", "raise", "error")
 
 
 def test_exclusive_probes_run_alone_and_others_two_at_once(stub_bench, make_cell):
