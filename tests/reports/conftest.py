@@ -10,6 +10,9 @@ import pytest
 
 from bench.calibration import Calibration, Case, Live
 from bench.records import Cell, Record, Store
+from reports.analysis.contests import Contest, contests
+from reports.load import load, tabulate
+from reports.render import build
 
 ENVIRONMENT = {
     "counter_key": "torch 2.6.0 | cpu",
@@ -317,6 +320,18 @@ def training_store() -> list[Record]:
 
 
 @pytest.fixture
+def fought(training_store: list[Record]) -> dict[tuple[str, str], Contest]:
+    """(problem, variant) -> contest of ``training_records``."""
+    return {(c.problem, c.variant): c for c in contests(tabulate(training_store))}
+
+
+@pytest.fixture
+def films(fought: dict[tuple[str, str], Contest]) -> Contest:
+    """The one on MovieLens by the usual protocol."""
+    return fought["movielens_100k", ""]
+
+
+@pytest.fixture
 def train_record() -> Any:
     """``trained``."""
     return trained
@@ -334,7 +349,7 @@ def precision_store() -> list[Record]:
     return precision_records([0.5, 5.0])
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def everything() -> list[Record]:
     """A small store that fills every section."""
     return [
@@ -345,6 +360,13 @@ def everything() -> list[Record]:
         *precision_records([0.5, 5.0]),
         *training_records(),
     ]
+
+
+@pytest.fixture(scope="session")
+def built(everything: list[Record], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of the report of ``everything``; it takes seconds to draw, and tests only look at it."""
+    directory = tmp_path_factory.mktemp("everything")
+    return build(load([fill(directory / "s", everything)]), directory / "out").parent
 
 
 @pytest.fixture

@@ -1,33 +1,6 @@
 import pytest
 
 from reports import figures
-from reports.load import tabulate
-from reports.summary import comparisons, scalings
-
-
-def laws(make, steps):
-    return scalings(
-        tabulate([make("memory", options={"inner_steps": n}, metrics={"peak_live_bytes": 1000.0 * n}) for n in steps]),
-        "memory",
-    )
-
-
-def test_a_figure_is_drawn_the_same_twice_and_carries_no_date(make):
-    (law,) = laws(make, [1, 10, 100])
-    first, second = (figures.scaling(law, "memory", "m", figures.styles([("maml", "maml")])) for _ in range(2))
-    assert first == second
-    assert first.png.startswith(b"\x89PNG")
-    assert b"<dc:date>" not in first.svg
-
-
-def test_nothing_is_drawn_through_a_single_point(make):
-    (law,) = laws(make, [10])
-    assert figures.scaling(law, "memory", "m", figures.styles([("maml", "maml")])) is None
-
-
-def test_no_trade_off_without_both_error_and_cost(make):
-    (found,) = comparisons(tabulate([make("memory", metrics={"peak_live_bytes": 1.0})]))
-    assert figures.trade_off(found, "t", figures.styles([("maml", "maml")])) is None
 
 
 def test_a_method_keeps_its_colour_and_its_variants_differ():
@@ -37,10 +10,10 @@ def test_a_method_keeps_its_colour_and_its_variants_differ():
     assert len({(style["color"], style["marker"]) for style in three.values()}) == 3
 
 
-def test_pyplot_knows_nothing_of_our_figures(make):
-    plt = pytest.importorskip("matplotlib.pyplot")
-    (law,) = laws(make, [1, 10])
-    before = dict(plt.rcParams)
-    figures.scaling(law, "memory", "m", figures.styles([("maml", "maml")]))
-    assert plt.get_fignums() == []
-    assert dict(plt.rcParams) == before
+@pytest.mark.parametrize(
+    ("low", "high", "binary"), [(4e-3, 6.0, False), (4e-3, 9e-3, False), (3e5, 3e8, True), (3e5, 5e5, True)]
+)
+def test_few_ticks_fit_under_a_panel(low, high, binary):
+    ticks = figures.few_ticks(low, high, binary)
+    assert 2 <= len(ticks) <= 4
+    assert all(low <= tick <= high for tick in ticks)

@@ -25,6 +25,12 @@ NAN = float("nan")
         (words.plural(1, "step"), "1 step"),
         (words.plural(2, "step"), "2 steps"),
         (words.count(1234.0), "1,234"),
+        (words.times(2.94), "2.9×"),
+        (words.times(12.3), "12×"),
+        (words.times(0.123), "0.12×"),
+        (words.times(NAN), "–"),
+        (words.level(1e-3), "1e-3"),
+        (words.level(2.5e-4), "2.5e-4"),
     ],
 )
 def test_words(said, expected):

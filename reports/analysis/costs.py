@@ -1,23 +1,22 @@
-"""Numbers made from records: joined costs, errors against states, orders, slopes. Nothing here is formatted."""
+"""What updates cost: probes of the same update joined, laws over steps, two readings of memory."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 
 from reports import words
+from reports.analysis.arithmetic import log_slope, median, pooled
+from reports.analysis.errors import cosmixture_study
 
 METRIC_OF = {"memory": "peak_live_bytes", "time": "outer_update_seconds"}
 AGREE = 0.1  # the share by which the two readings of memory may differ before the report speaks up
 FIT_FROM = 20  # slopes are fitted on steps from here on: below, fixed costs hide the law
 REFERENCE_STEPS = 500
-LINE = ["horizon", "series", "where"]  # of a figure of errors: one scheme at one horizon in one precision
-Line = tuple[float, str, str]
 COMPARED = [
     "peak_live_bytes",
     "outer_update_seconds",
@@ -96,77 +95,6 @@ def _joined(rows: pd.DataFrame) -> dict[str, object]:
     about = {name: first[name] for name in ("label", "method", "dtype", "where")}
     about["target"] = max(rows.target)  # a row without an answer has none
     return about | values | {"seconds_low": low, "seconds_high": high, "by_probe": by_probe}
-
-
-def pooled(rows: pd.DataFrame, metric: str) -> list[float]:
-    """All samples of a metric over these rows; where a row kept none, its value."""
-    values: list[float] = []
-    for samples, value in zip(rows.samples, rows[metric], strict=True):
-        values += samples.get(metric) or ([value] if value == value else [])
-    return values
-
-
-def median(values: list[float]) -> float:
-    """Of these values; NaN where there are none."""
-    return float(np.median(values)) if values else math.nan
-
-
-def closed_form_study(frame: pd.DataFrame) -> pd.DataFrame:
-    """The records of E1."""
-    return frame[(frame.problem == "closed_form") & (frame.probe == "error") & frame.num_states.notna()]
-
-
-def cosmixture_study(frame: pd.DataFrame) -> pd.DataFrame:
-    """The records of E2: A-MAML's error on CosMixture, where a scheme was measured at three values of K or more."""
-    rows = frame[
-        (frame.problem == "cosmixture")
-        & (frame.probe == "error")
-        & (frame.method == "amaml")
-        & frame.num_states.notna()
-    ]
-    return rows[rows.groupby(["setting", "where", "horizon", "series"]).num_states.transform("nunique") >= 3]
-
-
-def error_points(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean and standard deviation of the error to the flow gradient, one row a (horizon, series, precision, states).
-
-    Of cells that differ only otherwise (in seed, say) the one with the most samples counts.
-    """
-    points = rows.assign(
-        values=[pooled(rows.iloc[[i]], "rel_error_flow") for i in range(len(rows))],
-    )
-    points["count"] = points["values"].map(len)
-    points["mean"] = [float(np.mean(values)) if values else math.nan for values in points["values"]]
-    points["std"] = [float(np.std(values, ddof=1)) if len(values) > 1 else math.nan for values in points["values"]]
-    points.loc[points.status != "ok", ["mean", "std"]] = math.nan
-    keys = ["setting", "horizon", "method", "series", "where", "num_states"]
-    return points.sort_values([*keys, "count", "started_at"]).drop_duplicates(keys, keep="last")
-
-
-def orders(points: pd.DataFrame) -> dict[Line, tuple[float, str]]:
-    """The observed order of convergence between the last two numbers of states whose errors are above rounding.
-
-    Above rounding means above 100 units of the precision: 1.2e-5 in float32, 2.2e-14 in float64. Lines without two
-    such points are left out; the text says between which states.
-    """
-    found = {}
-    for key, line in points.groupby(LINE):
-        floor = 100 * np.finfo(line.dtype.iloc[0]).eps
-        for (k1, e1), (k2, e2) in pairwise(zip(line.num_states, line["mean"], strict=True)):
-            if e1 > floor and e2 > floor:
-                found[key] = math.log(e1 / e2) / math.log(k2 / k1), f"{k1}–{k2}"
-    return found
-
-
-def smallest_stable(points: pd.DataFrame) -> dict[Line, int]:
-    """The smallest number of states that was fine, as were all larger ones measured; lines without one are left out."""
-    found = {}
-    for key, line in points.groupby(LINE):
-        for states, status in sorted(zip(line.num_states, line.status, strict=True), reverse=True):
-            if status != "ok":
-                break
-            found[key] = int(states)
-    return found
 
 
 @dataclass(frozen=True)
@@ -273,10 +201,3 @@ def readings(frame: pd.DataFrame) -> pd.DataFrame:
     both = both.dropna(subset=["live", "allocated"])
     off = (both.live - both.allocated).abs() / both.allocated
     return both.assign(off=off)[[*about, "where", "live", "allocated", "off"]]
-
-
-def log_slope(x: list[float], y: list[float]) -> float:
-    """The least-squares slope of log y over log x; NaN below two points."""
-    if len(x) < 2 or min(y) <= 0:
-        return math.nan
-    return float(np.polyfit(np.log(x), np.log(y), 1)[0])

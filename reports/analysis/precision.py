@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 
 from reports import words
+from reports.analysis.arithmetic import median, pooled
 from reports.load import PRECISION, plain
-from reports.summary import median, pooled
 
 LEVELS = (1e-2, 1e-3, 1e-4)
 FEATURED = 5.0  # the horizon that is told and shown first: that of the sweep of peers
