@@ -41,6 +41,7 @@ COLOURS = {
     "loop-maml": "#000000",
 }
 SPARE = ("#56B4E9", "#000000", "#B8A800", "#7A4FA3")
+LONGEST = 100  # characters of a text in a figure
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 STYLE = {
     **sns.axes_style("whitegrid"),
@@ -115,12 +116,30 @@ def drawn(canvas: Canvas, name: str, caption: str, wide: bool = False) -> Figure
     return Figure(name, caption, png.getvalue(), svg.getvalue(), wide)
 
 
+def lettering(text: str, longest: int = LONGEST) -> str:
+    """A text from records as matplotlib shall show it: on one line, not as a formula, and not without end."""
+    text = "".join(c if c.isprintable() else " " for c in text)
+    return (text if len(text) <= longest else f"{text[: longest - 1]}…").replace("$", r"\$")
+
+
+def fits(values: Any) -> Any:
+    """Which of these a logarithmic axis can show: what is positive, and whose margins are floats."""
+    return (values > 1e-100) & (values < 1e100)
+
+
+def fitting(*columns: Sequence[float]) -> list[np.ndarray]:
+    """The points of which every coordinate fits a logarithmic axis."""
+    table = np.array(columns, dtype=float)
+    return list(table[:, fits(table).all(axis=0)])
+
+
 def log_axis(axis: Axis, label: str, values: Sequence[float], text: Callable[[float], str] | None = None) -> None:
     """A logarithmic axis whose ticks are ``values`` themselves where these are counts, else round numbers."""
     axes = axis.axes
     (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)("log")
     axis.set_label_text(label)
     axis.set_minor_formatter(NullFormatter())
+    values = [value for value in values if fits(value)]
     counts = sorted({int(value) for value in values if value == int(value)})
     if text is None and 1 < len(counts) <= 14:
         axis.set_ticks(counts, [str(value) for value in counts], fontsize=9.5)
@@ -148,6 +167,8 @@ def hide(grid: np.ndarray, used: int) -> None:
 
 def legend(canvas: Canvas, handles: Sequence[Line2D], columns: int = 2) -> None:
     """One legend for all panels, below them."""
+    for handle in handles:
+        handle.set_label(lettering(handle.get_label()))
     canvas.legend(handles=list(handles), loc="outside lower center", ncols=columns, fontsize=9.5, handlelength=2.6)
 
 
@@ -163,11 +184,11 @@ def few_ticks(low: float, high: float, binary: bool) -> list[float]:
         if len(ticks) <= 4:
             break
     if len(ticks) > 1:
-        return ticks
+        return ticks[:: math.ceil(len(ticks) / 4)]
     unit = 1024.0 ** math.floor(math.log(low, 1024)) if binary else 1.0  # a narrow range is nearly linear
     return [unit * tick for tick in MaxNLocator(3).tick_values(low / unit, high / unit) if low <= unit * tick <= high]
 
 
 def file_name(*parts: str) -> str:
     """A file name made of these words."""
-    return "-".join("".join(c if c.isalnum() else " " for c in " ".join(parts)).lower().split())
+    return "-".join("".join(c if c.isalnum() else " " for c in " ".join(parts)).lower().split())[:60]

@@ -70,15 +70,22 @@ def _collected(evidence: Evidence) -> tuple[list[Section], list[str]]:
     """The sections in the order of the page, and their findings in the order in which those are told."""
     made = {make: make(evidence) for make in SECTIONS}
     order = sorted(SECTIONS, key=lambda make: FOREMOST.index(make) if make in FOREMOST else len(FOREMOST))
-    return _told_apart(made.values()), [finding for make in order for finding in made[make].findings]
+    return _shown(made.values()), [finding for make in order for finding in made[make].findings]
 
 
-def _told_apart(sections: Iterable[Section]) -> list[Section]:
-    """The sections with a number behind the name of a figure that came before."""
+def _shown(sections: Iterable[Section]) -> list[Section]:
+    """The sections without empty tables, and a number behind the name of a figure that another has already."""
     times: Counter[str] = Counter()
 
     def numbered(figure: Figure) -> Figure:
         times[figure.name] += 1
         return replace(figure, name=f"{figure.name}-{times[figure.name]}") if times[figure.name] > 1 else figure
 
-    return [replace(section, figures=[numbered(figure) for figure in section.figures]) for section in sections]
+    return [
+        replace(
+            section,
+            tables=[table for table in section.tables if table.rows],
+            figures=[numbered(figure) for figure in section.figures],
+        )
+        for section in sections
+    ]

@@ -15,9 +15,9 @@ class Section:
     Attributes:
         id: its anchor.
         title: its heading.
-        target: what makes its records; a section without tables is only named, with this.
+        target: what makes its records; a section without a row to show is only named, with this.
         text: how to read it.
-        tables: of it.
+        tables: of it; those without a row are not shown.
         figures: of it.
         findings: what its numbers say, in sentences computed from them; none about what was not measured.
     """

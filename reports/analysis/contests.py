@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from reports.analysis.arithmetic import mean, spread
 from reports.load import TRAINING, plain
 
 GUESS = "guess"  # the target of what is not trained
@@ -39,6 +40,7 @@ USUAL = {  # the protocol; what departs from it is another contest
 }
 REGRESSION, RATINGS = {"normaliser": "task-std", "width": 32}, {"normaliser": "range", "width": 40}
 REGRESSED = "_training"  # how the names end of problems of regression
+ASKED = {"shots": int, "queries": int, "test_steps": int, "outer_updates": int, "normaliser": str}  # of every contest
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,9 @@ class Run:
     Attributes:
         name: the method and what distinguishes it here.
         target: what its gradient estimates; "guess" where nothing is trained.
-        nrmse: seed -> of each test task; empty where it diverged.
+        nrmse: seed -> of each test task; empty where it diverged or kept no errors.
         in_sample: seed -> of each test task on the shots themselves, over the same scale.
-        failed: seed -> (status, reason).
+        failed: seed -> (status, reason); of what was ok and kept no errors "no errors" is the status.
         curve: inner steps, the mean nRMSE after them over tasks and seeds, and its standard deviation over tasks.
         learning: seed -> outer updates, seconds and the mean nRMSE after adaptation, an array of looks each.
         bytes: peak memory of one outer update, NaN where it was not measured.
@@ -75,19 +77,19 @@ class Run:
     @property
     def by_seed(self) -> dict[int, float]:
         """The mean nRMSE over the tasks of each seed."""
-        return {seed: float(np.nanmean(errors)) for seed, errors in self.nrmse.items()}
+        return {seed: mean(errors) for seed, errors in self.nrmse.items()}
 
     def std(self, seeds: Collection[int]) -> float:
         """The standard deviation of the nRMSE over test tasks, a mean over these seeds."""
-        spread = {seed: float(np.nanstd(errors, ddof=1)) for seed, errors in self.nrmse.items()}
-        return float(np.mean([spread.get(seed, math.nan) for seed in seeds])) if seeds else math.nan
+        by_seed = {seed: spread(errors) for seed, errors in self.nrmse.items()}
+        return float(np.mean([by_seed.get(seed, math.nan) for seed in seeds])) if seeds else math.nan
 
     def best_look(self, seeds: Collection[int]) -> float:
         """The mean nRMSE over these seeds, had each training stopped at its best look; NaN where it lacks one.
 
         Those looks are at the test tasks: what a stopping rule could gain at most, not what one does gain.
         """
-        lowest = {seed: float(nrmse.min()) for seed, (_, _, nrmse) in self.learning.items() if len(nrmse)}
+        lowest = {seed: float(nrmse.min()) for seed, (_, _, nrmse) in self.learning.items()}
         return float(np.mean([lowest.get(seed, math.nan) for seed in seeds])) if seeds else math.nan
 
     @property
@@ -167,11 +169,15 @@ def paper_first(names: Iterable[str]) -> list[str]:
 
 
 def contests(frame: pd.DataFrame) -> list[Contest]:
-    """The contests of all training sweeps, by study, then problem, shots and steps."""
+    """The contests of all training sweeps, by study, then problem, shots and steps.
+
+    What was not asked as a contest is (see ``ASKED``) is none.
+    """
     rows = frame[frame.study.str.startswith(TRAINING) & (frame.probe == "quality")]
+    rows = rows.assign(asked=[json.loads(options) for options in rows.problem_options])
+    rows = rows[[all(isinstance(asked.get(key), kind) for key, kind in ASKED.items()) for asked in rows.asked]]
     if rows.empty:
         return []
-    rows = rows.assign(asked=rows.problem_options.map(json.loads))
     most = max(asked["outer_updates"] for asked in rows.asked)
     found = []
     for (problem, _), group in rows.groupby(["problem", "setting"]):
@@ -179,7 +185,7 @@ def contests(frame: pd.DataFrame) -> list[Contest]:
         named = _by_name(group, asked["test_steps"])
         order = paper_first(sorted(named, key=lambda name: (_target(named[name]) == GUESS, name)))
         runs = {name: _run(name, named[name], asked["normaliser"]) for name in order}
-        placed = (asked[key] for key in ("shots", "queries", "test_steps", "outer_updates", "normaliser"))
+        placed = (asked[key] for key in ASKED)
         found.append(Contest(group.study.iloc[0], problem, *placed, _variant(asked, problem, most), runs))
     return sorted(found, key=lambda c: (c.is_rating, c.problem, c.variant != "", c.variant, c.shots, c.test_steps))
 
@@ -187,7 +193,9 @@ def contests(frame: pd.DataFrame) -> list[Contest]:
 def _by_name(group: pd.DataFrame, test_steps: int) -> dict[str, pd.DataFrame]:
     """The rows of each method; where two differ in an option without a place in the name it is told there."""
     named: dict[str, pd.DataFrame] = {}
-    for name, rows in group.groupby(group.apply(_name, axis=1, test_steps=test_steps)):
+    columns = (group[column] for column in ("method", "variant", "forward", "backward", "inner_steps"))
+    names = pd.Series([_name(*row, test_steps) for row in zip(*columns, strict=True)], index=group.index)
+    for name, rows in group.groupby(names):
         kinds = list(rows.groupby(["options", "where"]))
         options = [json.loads(asked) for (asked, _), _ in kinds]
         for one, ((_, where), mine) in zip(options, kinds, strict=True):
@@ -198,15 +206,15 @@ def _by_name(group: pd.DataFrame, test_steps: int) -> dict[str, pd.DataFrame]:
     return named
 
 
-def _name(row: pd.Series, test_steps: int) -> str:
-    name = f"{row.method} {row.variant}" if row.variant else row.method
-    if row.method == OURS and row.backward != "discrete":  # the same target by other means
-        name = f"{name} ({row.forward}, {row.backward})"
-    if row.inner_steps == test_steps:
-        return f"{name} (all steps)" if row.method == "maml" else name
-    if row.inner_steps * 10 == test_steps:
+def _name(method: str, variant: str, forward: str, backward: str, inner_steps: int, test_steps: int) -> str:
+    name = f"{method} {variant}" if variant else method
+    if method == OURS and backward != "discrete":  # the same target by other means
+        name = f"{name} ({forward}, {backward})"
+    if inner_steps == test_steps:
+        return f"{name} (all steps)" if method == "maml" else name
+    if inner_steps * 10 == test_steps:
         return f"{name} (1/10 of the steps)"
-    return f"{name} ({row.inner_steps} step{'s' if row.inner_steps > 1 else ''})"
+    return f"{name} ({inner_steps} step{'s' if inner_steps > 1 else ''})"
 
 
 def _target(rows: pd.DataFrame) -> str:
@@ -221,39 +229,48 @@ def _variant(asked: Mapping[str, Any], problem: str, most: int) -> str:
 
 def _run(name: str, rows: pd.DataFrame, normaliser: str) -> Run:
     rows = rows.sort_values("seed")
-    fine = rows[rows.status == "ok"]
-    scaled = {row.seed: _scale(row, normaliser) for row in fine.itertuples()}
-    learnt = [row for row in fine.itertuples() if row.samples.get("learning_nrmse")]
-    curved = [samples for samples in fine.samples if samples.get("curve_nrmse") and samples.get("curve_std")]
-    curve = (np.empty(0), np.empty(0), np.empty(0))
-    if curved:
-        mean, std = (np.mean([samples[key] for samples in curved], 0) for key in ("curve_nrmse", "curve_std"))
-        curve = (np.array(curved[0]["curve_steps"]), mean, std)
-    return Run(
-        name,
-        _target(rows),
-        {row.seed: np.array(row.samples["rmse"]) / scaled[row.seed] for row in fine.itertuples()},
-        {
-            row.seed: np.array(row.samples["rmse_in_sample"]) / scaled[row.seed]
-            for row in fine.itertuples()
-            if "rmse_in_sample" in row.samples
-        },
-        {row.seed: (row.status, row.reason) for row in rows[rows.status != "ok"].itertuples()},
-        curve,
-        {row.seed: _learning(row.samples) for row in learnt},
-        fine.peak_allocated_bytes.mean(),
-        fine,
-    )
+    nrmse, in_sample, failed, learning, curves = {}, {}, {}, {}, []
+    columns = (rows.seed, rows.status, rows.reason, rows.samples, rows.target_range)
+    for seed, status, reason, samples, target_range in zip(*columns, strict=True):
+        scale = _scale(samples, target_range, normaliser)
+        errors = _scaled(samples.get("rmse", []), scale)
+        if status != "ok" or errors is None:
+            failed[seed] = (status if status != "ok" else "no errors", reason)
+            continue
+        nrmse[seed] = errors
+        if (shots := _scaled(samples.get("rmse_in_sample", []), scale)) is not None:
+            in_sample[seed] = shots
+        if looks := _columns(samples, "learning_updates", "learning_seconds", "learning_nrmse"):
+            learning[seed] = looks
+        if curve := _columns(samples, "curve_steps", "curve_nrmse", "curve_std"):
+            curves.append(curve)
+    alike = [curve for curve in curves if np.array_equal(curve[0], curves[0][0])]
+    steps, errors, stds = (np.mean(each, 0) for each in zip(*alike, strict=True)) if alike else [np.empty(0)] * 3
+    fine = rows[rows.seed.isin(nrmse.keys())]
+    memory = fine.peak_allocated_bytes.mean()
+    return Run(name, _target(rows), nrmse, in_sample, failed, (steps, errors, stds), learning, memory, fine)
 
 
-def _learning(samples: Mapping[str, Sequence[float]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    updates, seconds, nrmse = (np.array(samples[f"learning_{key}"]) for key in ("updates", "seconds", "nrmse"))
-    return updates, seconds, nrmse
+def _scale(samples: Mapping[str, Sequence[float]], target_range: float, normaliser: str) -> np.ndarray:
+    """What the errors of all tasks or of each are divided by; NaN where that is not positive."""
+    scale = np.array(target_range if normaliser == "range" else samples.get("target_std", []), dtype=float)
+    return np.where(scale > 0, scale, math.nan)
 
 
-def _scale(row: Any, normaliser: str) -> np.ndarray:
-    """What the errors of each task are divided by; NaN where that is zero."""
-    if normaliser == "range":
-        return np.full(len(row.samples["rmse"]), row.target_range)
-    spread = np.array(row.samples["target_std"])
-    return np.where(spread > 0, spread, math.nan)
+def _scaled(values: Sequence[float], scale: np.ndarray) -> np.ndarray | None:
+    """Errors over their scale, NaN beyond all floats; None where none is known."""
+    if scale.ndim and len(scale) != len(values):
+        return None
+    with np.errstate(over="ignore"):
+        found = np.array(values, dtype=float) / scale
+    found[~np.isfinite(found)] = math.nan
+    return None if np.isnan(found).all() else found
+
+
+def _columns(samples: Mapping[str, Sequence[float]], *names: str) -> tuple[np.ndarray, ...]:
+    """Samples that belong together, by the first of them; empty where one is missing or has another length."""
+    columns = [np.array(samples.get(name, []), dtype=float) for name in names]
+    if not columns[0].size or len({column.size for column in columns}) > 1:
+        return ()
+    _, first = np.unique(columns[0], return_index=True)
+    return tuple(column[first] for column in columns)

@@ -59,12 +59,9 @@ class Comparison:
 def comparisons(frame: pd.DataFrame) -> list[Comparison]:
     """Costs and errors of the same update joined over probes; the accuracy studies have tables of their own."""
     frame = frame[frame.problem != "closed_form"]
-    costly = set(zip(*_update(frame[frame.probe.isin(METRIC_OF)]), strict=True))
-    only_studied = [
-        index in set(cosmixture_study(frame).index) and key not in costly
-        for index, key in zip(frame.index, zip(*_update(frame), strict=True), strict=True)
-    ]
-    frame = frame[~np.array(only_studied, dtype=bool)]
+    update = _update(frame)
+    studied = frame.index.isin(cosmixture_study(frame).index)
+    frame = frame[~studied | update.isin(update[frame.probe.isin(METRIC_OF)])]
     found = []
     by = ["problem_label", "setting", "device", "inner_steps", "inner_lr", "horizon"]
     for (problem, _, device, steps, lr, horizon), group in frame.groupby(by):
@@ -73,9 +70,10 @@ def comparisons(frame: pd.DataFrame) -> list[Comparison]:
     return found
 
 
-def _update(frame: pd.DataFrame) -> list[pd.Series]:
-    """The columns that say which update was measured, whatever the probe."""
-    return [frame[name] for name in ("setting", "method", "options", "where")]
+def _update(frame: pd.DataFrame, *more: str) -> pd.Series:
+    """Which update was measured, whatever the probe: the values of these columns and of more."""
+    asked = [frame[name] for name in ("setting", "method", "options", "where", *more)]
+    return pd.Series(list(zip(*asked, strict=True)), index=frame.index, dtype=object)
 
 
 def _joined(rows: pd.DataFrame) -> dict[str, object]:
@@ -168,16 +166,15 @@ def _scaling(title: str, group: pd.DataFrame, metric: str) -> Scaling:
             }
         )
     table = pd.DataFrame(lines)
-    maml = table[table.label == "maml"]["value"]
-    table["ratio"] = table["value"] / (maml.iloc[0] if len(maml) else math.nan)
+    maml = median(table.value[table.label == "maml"])
+    table["ratio"] = table["value"] / (maml or math.nan)
     return Scaling(title, reference, table)
 
 
 def one_memory(frame: pd.DataFrame) -> pd.DataFrame:
     """The table with the allocator's reading in the tracker's place, for updates of which only that was taken."""
-    update = [*_update(frame), frame.seed, frame.replicate, frame.counter_key]
-    keys = pd.Series(list(zip(*update, strict=True)), index=frame.index, dtype=object)
-    alone = (frame.probe == "allocator") & ~keys.isin(keys[frame.probe == "memory"])
+    update = _update(frame, "seed", "replicate", "counter_key")
+    alone = (frame.probe == "allocator") & ~update.isin(update[frame.probe == "memory"])
     return frame.assign(
         probe=frame.probe.mask(alone, "memory"),
         peak_live_bytes=frame.peak_live_bytes.mask(alone, frame.peak_allocated_bytes),
@@ -199,5 +196,6 @@ def readings(frame: pd.DataFrame) -> pd.DataFrame:
     found = frame.assign(live=frame.peak_live_bytes, allocated=told).groupby(same)
     both = found.agg(dict.fromkeys([*about, "live", "allocated"], "first")).reset_index()
     both = both.dropna(subset=["live", "allocated"])
-    off = (both.live - both.allocated).abs() / both.allocated
+    apart = (both.live - both.allocated).abs()
+    off = (apart / both.allocated.abs()).where(apart > 0, 0.0)
     return both.assign(off=off)[[*about, "where", "live", "allocated", "off"]]

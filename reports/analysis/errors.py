@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
-from reports.analysis.arithmetic import pooled
+from reports.analysis.arithmetic import UNITS, mean, samples_of, spread
 
 LINE = ["horizon", "series", "where"]  # of a figure of errors: one scheme at one horizon in one precision
 Line = tuple[float, str, str]
@@ -35,12 +35,9 @@ def error_points(rows: pd.DataFrame) -> pd.DataFrame:
 
     Of cells that differ only otherwise (in seed, say) the one with the most samples counts.
     """
-    points = rows.assign(
-        values=[pooled(rows.iloc[[i]], "rel_error_flow") for i in range(len(rows))],
-    )
-    points["count"] = points["values"].map(len)
-    points["mean"] = [float(np.mean(values)) if values else math.nan for values in points["values"]]
-    points["std"] = [float(np.std(values, ddof=1)) if len(values) > 1 else math.nan for values in points["values"]]
+    values = samples_of(rows, "rel_error_flow")
+    means, spreads = (np.array([of(each) for each in values], dtype=float) for of in (mean, spread))
+    points = rows.assign(count=[len(each) for each in values], mean=means, std=spreads)
     points.loc[points.status != "ok", ["mean", "std"]] = math.nan
     keys = ["setting", "horizon", "method", "series", "where", "num_states"]
     return points.sort_values([*keys, "count", "started_at"]).drop_duplicates(keys, keep="last")
@@ -54,10 +51,10 @@ def orders(points: pd.DataFrame) -> dict[Line, tuple[float, str]]:
     """
     found = {}
     for key, line in points.groupby(LINE):
-        floor = 100 * np.finfo(line.dtype.iloc[0]).eps
+        floor = 100 * UNITS.get(line.dtype.iloc[0], 0.0)
         for (k1, e1), (k2, e2) in pairwise(zip(line.num_states, line["mean"], strict=True)):
-            if e1 > floor and e2 > floor:
-                found[key] = math.log(e1 / e2) / math.log(k2 / k1), f"{k1}–{k2}"
+            if e1 > floor and e2 > floor and 0 < k1 < k2:
+                found[key] = (math.log(e1) - math.log(e2)) / math.log(k2 / k1), f"{k1}–{k2}"
     return found
 
 

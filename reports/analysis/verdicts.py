@@ -10,9 +10,11 @@ import numpy as np
 from scipy.stats import rankdata, wilcoxon
 
 from bench.stats import holm
+from reports.analysis.arithmetic import mean
 from reports.analysis.contests import OURS, Contest, Run
 
 LEVEL = 0.05  # of significance, as in the paper
+SCALES = ("target_std", "target_rms", "query_count")  # samples of each test task beside its error
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,14 @@ class Duel:
 
 
 def duels(mine: Run, others: Sequence[Run]) -> dict[str, Duel]:
-    """One run against others: name -> duel. Those without a shared seed are left out."""
+    """One run against others: name -> duel. Those without a shared seed and the same tasks in it are left out."""
     made: dict[str, Duel] = {}
     for other in others:
-        seeds = sorted(mine.nrmse.keys() & other.nrmse.keys())
-        if seeds and other is not mine:
-            gap = np.concatenate([mine.nrmse[seed] - other.nrmse[seed] for seed in seeds])
-            gap = gap[~np.isnan(gap)]
+        shared = sorted(mine.nrmse.keys() & other.nrmse.keys())
+        seeds = [seed for seed in shared if len(mine.nrmse[seed]) == len(other.nrmse[seed])]
+        gap = np.concatenate([np.empty(0), *(mine.nrmse[seed] - other.nrmse[seed] for seed in seeds)])
+        gap = gap[~np.isnan(gap)]
+        if len(gap) and other is not mine:
             p = float(wilcoxon(gap).pvalue) if np.any(gap) else 1.0
             ranks = float((np.sign(gap) * rankdata(np.abs(gap))).sum())
             signs = [float(gap.mean()), ranks, *(mine.by_seed[seed] - other.by_seed[seed] for seed in seeds)]
@@ -120,21 +123,24 @@ def best_within(contest: Contest, seconds: float = math.inf, size: float = math.
 
 
 def slips(run: Run) -> dict[str, float]:
-    """What one may have divided by what instead, and called nRMSE; means over tasks and seeds."""
+    """What one may have divided by what instead, and called nRMSE; means over tasks and seeds, where they are known."""
     found: dict[str, list[float]] = {}
-    for row in run.raw.itertuples():
-        samples = {key: np.array(values) for key, values in row.samples.items()}
-        rmse, count, spread = samples["rmse"], samples["query_count"], row.target_range
-        each = {
-            "held-out RMSE / range": rmse / spread,
-            "held-out RMSE / standard deviation of the task": rmse
-            / np.where(samples["target_std"] > 0, samples["target_std"], math.nan),
-            "held-out MSE / range²": (rmse / spread) ** 2,
-            "held-out RMSE / number of test ratings": rmse / count,
-            "held-out RMSE / Euclidean norm of the test ratings": rmse / (samples["target_rms"] * np.sqrt(count)),
-        }
-        if "rmse_in_sample" in samples:
-            each["RMSE on the shots themselves / range"] = samples["rmse_in_sample"] / spread
+    for kept, target_range in zip(run.raw.samples, run.raw.target_range, strict=True):
+        rmse, *others = (np.array(kept.get(key, []), dtype=float) for key in ("rmse", *SCALES))
+        if any(len(values) != len(rmse) for values in others):
+            continue
+        std, rms, count = (np.where(values > 0, values, math.nan) for values in others)
+        target_range = target_range if target_range > 0 else math.nan
+        with np.errstate(over="ignore", divide="ignore"):
+            each = {
+                "held-out RMSE / range": rmse / target_range,
+                "held-out RMSE / standard deviation of the task": rmse / std,
+                "held-out MSE / range²": (rmse / target_range) ** 2,
+                "held-out RMSE / number of test ratings": rmse / count,
+                "held-out RMSE / Euclidean norm of the test ratings": rmse / (rms * np.sqrt(count)),
+            }
+        if "rmse_in_sample" in kept:
+            each["RMSE on the shots themselves / range"] = np.array(kept["rmse_in_sample"]) / target_range
         for name, values in each.items():
-            found.setdefault(name, []).append(float(np.nanmean(values)))
-    return {name: float(np.mean(values)) for name, values in found.items()}
+            found.setdefault(name, []).append(mean(values))
+    return {name: mean(values) for name, values in found.items()}

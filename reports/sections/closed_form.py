@@ -9,6 +9,7 @@ import pandas as pd
 from reports.analysis.errors import closed_form_study, error_points, orders
 from reports.evidence import Evidence
 from reports.figures import file_name
+from reports.load import plain
 from reports.paper import published
 from reports.section import Section
 from reports.sections.errors import by_horizon, errors_figure, errors_table
@@ -22,7 +23,7 @@ def section(evidence: Evidence) -> Section:
     rows = closed_form_study(evidence.usual)
     shown, made = [], []
     for setting, group in sorted(rows.groupby("setting"), key=lambda item: PAPER_ODE not in item[0]):
-        ode = json.loads(setting)[1].get("ode", PAPER_ODE)
+        ode = plain(json.loads(setting)[1].get("ode", PAPER_ODE))
         paper = published("table4") if ode == PAPER_ODE else {}
         points = error_points(group)
         name = f"{ode} (the ODE of the paper)" if paper else ode

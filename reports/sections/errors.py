@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 
 from reports import words
 from reports.analysis.errors import Line
-from reports.figures import Figure, arranged, canvas_of, drawn, hide, legend, log_axis, palette, styles
+from reports.figures import Figure, arranged, canvas_of, drawn, fits, hide, legend, log_axis, palette, styles
 from reports.paper import Published
 from reports.tables import Table, make_table
 
@@ -59,6 +59,7 @@ def by_horizon(title: str, points: pd.DataFrame, texts: dict[Line, str]) -> Tabl
 
 def errors_figure(points: pd.DataFrame, published: dict[str, Published], name: str, caption: str) -> Figure | None:
     """Error against states, a panel a horizon; hollow markers on dashed lines are published."""
+    points = points[points.num_states > 0]
     horizons = sorted(points.horizon.unique())
     if points.num_states.nunique() < 2:
         return None
@@ -70,7 +71,7 @@ def errors_figure(points: pd.DataFrame, published: dict[str, Published], name: s
         for axes, horizon in zip(grid.flat, horizons, strict=False):
             for (series, where), line in points[points.horizon == horizon].groupby(["series", "where"]):
                 form = look[series] | {"linestyle": dashes.get(where, "-"), "lw": 1.7, "markersize": 5}
-                fine = line[line["mean"] > 0]
+                fine = line[fits(line["mean"])]
                 axes.plot(fine.num_states.astype(int), fine["mean"], **form)
                 handles.setdefault(f"{series}, {where}", Line2D([], [], label=f"{series}, {where}", **form))
             for method, paper in published.items():

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from reports import words
 from reports.analysis.costs import FIT_FROM, Scaling
 from reports.evidence import Evidence
-from reports.figures import Figure, canvas_of, drawn, legend, log_axis
+from reports.figures import Figure, canvas_of, drawn, fitting, legend, lettering, log_axis
 from reports.section import Section
 from reports.tables import Table, make_table
 
@@ -74,7 +74,7 @@ def law_table(found: Scaling, cost: Cost) -> Table:
                 if known
                 else failed.get(found.reference, words.MISSING),
                 **({"of it saved for backward": words.size(row["saved"])} if found.lines.saved.notna().any() else {}),
-                "relative to maml": words.MISSING if row["ratio"] != row["ratio"] else words.share(row["ratio"]),
+                "relative to maml": words.share(row["ratio"]),
                 "not ok": "; ".join(f"{status} at {steps}" for steps, status in failed.items()) or "none",
             }
         )
@@ -83,19 +83,20 @@ def law_table(found: Scaling, cost: Cost) -> Table:
 
 def law_figure(found: Scaling, cost: Cost, look: dict[str, dict[str, Any]]) -> Figure | None:
     """A metric against the number of steps; None where there is nothing to draw a line through."""
-    lines = [line for line in found.lines.itertuples() if len(line.steps) > 1]
+    lines = [(line, *fitting(line.steps, line.values)) for line in found.lines.itertuples()]
+    lines = [(line, x, y) for line, x, y in lines if len(x) > 1]
     if not lines:
         return None
     with canvas_of(1, 1, (8, 4.6 + 0.13 * len(lines))) as (canvas, grid):
         axes = grid[0, 0]
         handles = []
-        for line in sorted(lines, key=lambda line: -line.values[-1]):
-            sns.lineplot(x=line.steps, y=line.values, ax=axes, markersize=6, lw=1.8, errorbar=None, **look[line.label])
+        for line, x, y in sorted(lines, key=lambda drawn: -drawn[2][-1]):
+            sns.lineplot(x=x, y=y, ax=axes, markersize=6, lw=1.8, errorbar=None, **look[line.label])
             slope = "" if math.isnan(line.slope) else f"  slope {words.fixed(line.slope)}"
             handles.append(Line2D([], [], lw=1.8, markersize=6, label=f"{line.label}{slope}", **look[line.label]))
-        log_axis(axes.xaxis, "inner steps", [steps for line in lines for steps in line.steps])
-        log_axis(axes.yaxis, cost.quantity, [value for line in lines for value in line.values], cost.show)
-        axes.set_title(found.title, fontsize=11)
+        log_axis(axes.xaxis, "inner steps", [steps for _, x, _ in lines for steps in x])
+        log_axis(axes.yaxis, cost.quantity, [value for _, _, y in lines for value in y], cost.show)
+        axes.set_title(lettering(found.title), fontsize=11)
         legend(canvas, handles)
         return drawn(canvas, cost.probe, f"{cost.quantity.capitalize()} against the number of inner steps.")
 
@@ -112,7 +113,7 @@ def _rivals(laws: list[Scaling]) -> list[str]:
 
 def _finding(law: Scaling, cost: Cost, rivals: list[str]) -> str:
     """The rivals against MAML at the reference, and how the cost grows; empty where neither is known."""
-    lines, told = law.lines.set_index("label"), []
+    lines, told = law.lines[law.lines.method.isin(["maml", *RIVALS])].set_index("label"), []
     beside = [lines.loc[label] for label in rivals if label in lines.index and lines.ratio[label] == lines.ratio[label]]
     if beside:
         shares = [f"{row.name} {cost.verb} {words.share(row.ratio)} of that ({cost.show(row.value)})" for row in beside]

@@ -27,11 +27,10 @@ MEMORY = Cost(
 def section(evidence: Evidence) -> Section:
     """How memory grows with the number of steps."""
     made = law_section(evidence, MEMORY)
-    flagged = _disagreements(evidence.readings)
     return replace(
         made,
         text=" ".join([made.text, *agreement(evidence.readings)]),
-        tables=made.tables + [flagged] * bool(flagged.rows),
+        tables=[*made.tables, _disagreements(evidence.readings)],
     )
 
 

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from reports import words
 from reports.analysis.costs import Comparison
 from reports.evidence import Evidence
-from reports.figures import Figure, canvas_of, drawn, file_name, legend, log_axis
+from reports.figures import Figure, canvas_of, drawn, file_name, fits, legend, log_axis
 from reports.section import Section
 from reports.sections.memory import agreement
 from reports.tables import Table, make_table
@@ -100,16 +100,17 @@ def _trade_off(found: Comparison, name: str, look: dict[str, dict[str, Any]]) ->
         ("outer_update_seconds", "time per update", words.seconds),
         ("peak_live_bytes", "peak memory", words.size),
     ]
-    rows = found.rows[found.rows.rel_error_flow > 0]
-    panels = [panel for panel in panels if rows[panel[0]].notna().sum() > 1]
+    rows = found.rows[fits(found.rows.rel_error_flow)]
+    panels = [panel for panel in panels if fits(rows[panel[0]]).sum() > 1]
     if not panels:
         return None
-    shown = rows[rows[[panel[0] for panel in panels]].notna().any(axis=1)]
+    shown = rows[fits(rows[[panel[0] for panel in panels]]).any(axis=1)]
     with canvas_of(1, len(panels), (8, 4.2 + 0.13 * len(shown))) as (canvas, grid):
         for axes, (metric, label, text) in zip(grid.flat, panels, strict=True):
             for row in shown.to_dict("records"):
-                form = look[row["label"]]
-                axes.plot(row[metric], row["rel_error_flow"], ls="", ms=9, mec="white", mew=0.6, **form)
+                if fits(row[metric]):
+                    form = look[row["label"]]
+                    axes.plot(row[metric], row["rel_error_flow"], ls="", ms=9, mec="white", mew=0.6, **form)
             log_axis(axes.xaxis, label, shown[metric].dropna(), text)
             log_axis(axes.yaxis, "relative error to the flow gradient", [1e-9, 1])
             axes.tick_params(axis="x", labelsize=9)

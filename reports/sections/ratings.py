@@ -13,7 +13,7 @@ from reports import words
 from reports.analysis.contests import GUESS, OURS, PAPER, Contest, Run
 from reports.analysis.verdicts import slips
 from reports.evidence import Evidence
-from reports.figures import Figure, arranged, canvas_of, drawn, hide, legend, log_axis
+from reports.figures import Figure, arranged, canvas_of, drawn, fits, hide, legend, lettering, log_axis
 from reports.paper import PublishedRatings, published_ratings
 from reports.section import Section
 from reports.sections.training import details, findings, protocol, standing, verdicts
@@ -63,6 +63,8 @@ def slips_table(title: str, contests: Sequence[Contest], published: PublishedRat
             told = published.get((label, contest.problem, contest.shots, contest.test_steps))
             if run is not None and run.nrmse and told and run.target != GUESS:
                 for slip, value in slips(run).items():
+                    if not 0 < value < math.inf:
+                        continue  # of what was not kept, or is no error
                     ratios.setdefault(slip, []).append(value / told[0])
                     if name == OURS:
                         shown.setdefault(slip, []).append(value)
@@ -103,10 +105,10 @@ def _standing(contests: Sequence[Contest], published: PublishedRatings, name: st
                     if run is not None and run.nrmse:
                         _point(axes, run, place + shift, look[run_name], published, contest)
             guess_lines(axes.axvline, mine[0], look, zorder=0)
-            axes.set_yticks(range(len(order)), order, fontsize=9)
+            axes.set_yticks(range(len(order)), [lettering(name, 40) for name in order], fontsize=9)
             axes.invert_yaxis()
             log_axis(axes.xaxis, "nRMSE", [0.02, 0.5], lambda v: f"{v:g}")
-            axes.set_title(mine[0].title, fontsize=10.5)
+            axes.set_title(lettering(mine[0].title), fontsize=10.5)
             axes.tick_params(labelleft=axes in grid[:, 0])
         hide(grid, len(panels))
         about = [
@@ -124,7 +126,8 @@ def _standing(contests: Sequence[Contest], published: PublishedRatings, name: st
 
 
 def _point(axes: Any, run: Run, y: float, form: dict[str, Any], published: PublishedRatings, contest: Contest) -> None:
-    axes.plot(run.mean(sorted(run.nrmse)), y, ls="", ms=7, **form)
+    if fits(error := run.mean(sorted(run.nrmse))):
+        axes.plot(error, y, ls="", ms=7, **form)
     told = published.get((PAPER.get(run.name, ""), contest.problem, contest.shots, contest.test_steps))
     if told:
         axes.plot(told[0], y, ls="", ms=7, **(form | {"mfc": "white"}))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from reports import words
 from reports.analysis.contests import Contest, paper_first
 from reports.evidence import Evidence
-from reports.figures import Figure, arranged, canvas_of, drawn, hide, legend, log_axis
+from reports.figures import Figure, arranged, canvas_of, drawn, fits, hide, legend, lettering, log_axis
 from reports.section import Section
 from reports.sections.training import details, findings, protocol, standing, verdicts
 from reports.sections.training_figures import guess_lines, handles, learning, look_of
@@ -44,12 +44,12 @@ def _adaptation(contests: Sequence[Contest], name: str) -> Figure | None:
     with canvas_of(rows, columns, (9, 3.4 * rows + 1.5)) as (canvas, grid):
         for axes, contest in zip(grid.flat, contests, strict=False):
             for run in contest.trained:
-                steps, errors, spread = run.curve
+                steps, errors, spread = (column[fits(run.curve[1])] for column in run.curve)
                 axes.plot(steps, errors, lw=1.6, markersize=5, markevery=8, **look[run.name])
                 shade = {"color": look[run.name]["color"], "alpha": 0.05, "lw": 0}
                 axes.fill_between(steps, errors - spread, errors + spread, **shade)
             guess_lines(axes.axhline, contest, look)
-            axes.set_title(f"{contest.title}, {words.plural(contest.test_steps, 'step')}", fontsize=10.5)
+            axes.set_title(f"{lettering(contest.title)}, {words.plural(contest.test_steps, 'step')}", fontsize=10.5)
             log_axis(axes.yaxis, "nRMSE", [e for run in contest.trained for e in run.curve[1]], lambda v: f"{v:g}")
             axes.set_xlabel("gradient steps of the adaptation")
         hide(grid, len(contests))

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from reports import words
+from reports.analysis.arithmetic import mean, ratio
 from reports.analysis.contests import OURS, PAPER, Contest, Run, paper_first
 from reports.analysis.verdicts import LEVEL, duels, verdict
 from reports.paper import PublishedRatings
@@ -68,13 +67,13 @@ def details(contest: Contest) -> Table:
     rows = []
     for run in sorted(contest.runs.values(), key=_place):
         duel = fought.get(run.name)
-        shots = [np.nanmean(values) for values in run.in_sample.values()]
+        shots = mean([mean(values) for values in run.in_sample.values()])
         rows.append(
             {
                 "method": run.name,
                 "nRMSE": result(run, contest),
                 "by seed": ", ".join(words.fixed(value, DIGITS) for value in run.by_seed.values()) or words.MISSING,
-                "on its shots": words.fixed(float(np.mean(shots)), DIGITS) if shots else words.MISSING,
+                "on its shots": words.fixed(shots, DIGITS),
                 "less A-MAML's": words.signed(-duel.difference, DIGITS + 1) if duel else words.MISSING,
                 "worse than A-MAML on": words.share(duel.wins) if duel else words.MISSING,
                 "p (Holm)": words.level(duel.p) if duel else words.MISSING,
@@ -87,7 +86,7 @@ def details(contest: Contest) -> Table:
 
 
 def _place(run: Run) -> tuple[bool, float]:
-    return not run.nrmse, float(np.mean(list(run.by_seed.values()))) if run.nrmse else math.inf
+    return not run.nrmse, mean(list(run.by_seed.values())) if run.nrmse else math.inf
 
 
 def verdicts(title: str, contests: Sequence[Contest]) -> Table:
@@ -153,7 +152,7 @@ def _all_steps(study: str, contests: list[Contest]) -> list[str]:
     if not able:
         return []
     gaps = [maml.mean(c.seeds) - mine.mean(c.seeds) for c, mine, maml in able]
-    time = [maml.seconds / mine.seconds for _, mine, maml in able]
+    time = [ratio(maml.seconds, mine.seconds) for _, mine, maml in able]
     memory = [maml.bytes for _, _, maml in able]
     return [
         f"MAML on all steps ({study}): its error is {_range(gaps, lambda gap: words.signed(gap, 4))} from A-MAML's, "

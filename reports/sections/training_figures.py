@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from reports import words
 from reports.analysis.contests import Contest, Run, paper_first
-from reports.figures import Figure, canvas_of, drawn, legend, log_axis, styles
+from reports.figures import Figure, canvas_of, drawn, fits, fitting, legend, lettering, log_axis, styles
 
 GREYS = ("#444444", "#777777", "#9A9A9A", "#BBBBBB")
 DASHES = ((0, (1, 1.2)), (0, (5, 1.5)), "-.", (0, (3, 1, 1, 1, 1, 1)))
@@ -56,13 +56,15 @@ def learning(contests: Sequence[Contest], name: str) -> Figure | None:
                 reached: list[float] = []
                 for run in (run for run in contest.trained if run.learning):
                     x, y = _mean_curve(run, which)
-                    axes.plot(x, y, lw=1.6, markersize=5, **look[run.name])
+                    if len(x):
+                        axes.plot(x, y, lw=1.6, markersize=5, **look[run.name])
                     spent += x.tolist()
                     reached += y.tolist()
                 log_axis(axes.xaxis, label, spent, text)
                 log_axis(axes.yaxis, "", reached, lambda v: f"{v:g}")
                 if row == 0:
-                    axes.set_title(f"{contest.title}\n{words.plural(contest.test_steps, 'step')}", fontsize=10)
+                    title = f"{lettering(contest.title)}\n{words.plural(contest.test_steps, 'step')}"
+                    axes.set_title(title, fontsize=10)
         canvas.supylabel("nRMSE after adaptation", fontsize=11)
         legend(canvas, handles(trained(contests), look), 4)
         return drawn(
@@ -79,11 +81,12 @@ def _mean_curve(run: Run, which: int) -> tuple[np.ndarray, np.ndarray]:
     looks = sorted(set.intersection(*(set(known[0].tolist()) for known in run.learning.values())) - {0.0})
     kept = [np.isin(known[0], looks) for known in run.learning.values()]
     x, y = ([known[i][mask] for known, mask in zip(run.learning.values(), kept, strict=True)] for i in (which, 2))
-    return np.mean(x, 0), np.mean(y, 0)
+    return tuple(fitting(np.mean(x, 0), np.mean(y, 0)))
 
 
 def guess_lines(draw: Callable[..., Any], contest: Contest, look: dict[str, dict[str, Any]], **more: Any) -> None:
     """A line across a panel for each guess; ``draw`` is the panel's ``axhline`` or ``axvline``."""
     for run in contest.guesses:
         form = {key: value for key, value in look[run.name].items() if key != "marker"}
-        draw(run.mean(sorted(run.nrmse)), lw=1.2, **form, **more)
+        if fits(error := run.mean(sorted(run.nrmse))):
+            draw(error, lw=1.2, **form, **more)

@@ -7,15 +7,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator
 
 from reports import words
 from reports.analysis import precision
+from reports.analysis.arithmetic import UNITS, ratio
 from reports.evidence import Evidence
-from reports.figures import Figure, canvas_of, drawn, few_ticks, file_name, legend, log_axis, styles
+from reports.figures import Figure, canvas_of, drawn, few_ticks, file_name, fits, legend, log_axis, styles
 from reports.section import Section
 from reports.tables import Table, make_table
 
@@ -111,7 +111,7 @@ def _fastest(row: dict[str, Any], levels: list[float], reached: bool) -> dict[st
         "options": row["choices"] or words.MISSING,
         "time per update": words.seconds(row["seconds"]) if reached else "not reached",
         "to our fastest": words.times(row["ratio"]) if reached else words.MISSING,
-        "time / floor": words.times(row["seconds"] / row["floor_seconds"]) if reached else words.MISSING,
+        "time / floor": words.times(ratio(row["seconds"], row["floor_seconds"])) if reached else words.MISSING,
         "peak memory": words.size(row["bytes"]) if reached else words.MISSING,
         "error": f"{words.error(row['error'])}{'' if reached else ' at best'}",
         "compilation, apart": words.seconds(row["compile_seconds"]),
@@ -135,7 +135,7 @@ def pairs_table(title: str, found: pd.DataFrame, folded: bool = False) -> Table:
                 "their time": words.seconds(row["their_seconds"]) if known else row["failed"],
                 "their memory": words.size(row["their_bytes"]),
                 "theirs / ours, time": words.times(row["ratio"]),
-                "theirs / ours, memory": words.times(row["their_bytes"] / row["bytes"] if row["bytes"] else math.nan),
+                "theirs / ours, memory": words.times(ratio(row["their_bytes"], row["bytes"])),
             }
         )
     return make_table(title, rows, ("problem", "device", "dtype", "machine", "ours", "theirs"), folded)
@@ -157,27 +157,30 @@ def figure(panels: Sequence[precision.Panel], target: str, name: str) -> Figure 
 
     A colour is a method, a marker one of its schemes; hollow is our eager engine. The step line is the Pareto front.
     """
-    mine = [panel.cells[(panel.cells.target == target) & (panel.cells.error > 0)] for panel in panels]
+    mine = [panel.cells[(panel.cells.target == target) & fits(panel.cells.error)] for panel in panels]
     mine = [(panel, rows) for panel, rows in zip(panels, mine, strict=True) if len(rows)]
     if not mine:
         return None
     every = pd.concat([rows for _, rows in mine])
     look = _series_styles(every)
-    rounding = ROUNDING * float(np.finfo(every.dtype.iloc[0]).eps)
+    rounding = ROUNDING * UNITS.get(every.dtype.iloc[0], 0.0)
     costs = [("seconds", "time per update", words.seconds), ("bytes", "peak memory", words.size)]
-    costs = [cost for cost in costs if every[cost[0]].notna().any()]
+    costs = [cost for cost in costs if fits(every[cost[0]]).any()]
+    if not costs:
+        return None
     columns = len(mine)
     size = (max(8.0, 2.8 * columns), 3.0 * len(costs) + 0.25 * math.ceil(len(look) / 3) + 0.6)
     with canvas_of(len(costs), columns, size) as (canvas, grid):
         for number, (metric, label, text) in enumerate(costs):
             for column, (panel, rows) in enumerate(mine):
                 axes = grid[number, column]
-                shown = rows[rows[metric].notna()]
+                shown = rows[fits(rows[metric])]
                 log_axis(axes.yaxis, "", [1e-9, 1])
                 log_axis(axes.xaxis, label, shown[metric], text)
                 axes.xaxis.label.set_size(10)
                 axes.tick_params(labelsize=9, labelleft=column == 0)
-                axes.axhspan(0, rounding, color="#F2F2F2", zorder=0)
+                if rounding:
+                    axes.axhspan(0, rounding, color="#F2F2F2", zorder=0)
                 axes.set_ylim(*_decades(every.error))
                 if len(shown):
                     _draw_cells(axes, shown, metric, look, rounding)
@@ -241,7 +244,7 @@ def findings(cells: pd.DataFrame) -> list[str]:
             theirs = best[~best.ours].sort_values("seconds")
             memory = f" and {words.size(first.bytes)}" if first.bytes == first.bytes else ""
             needs = ", ".join(
-                f"{row.method} {words.seconds(row.seconds)} ({words.times(row.seconds / first.seconds)})"
+                f"{row.method} {words.seconds(row.seconds)} ({words.times(ratio(row.seconds, first.seconds))})"
                 for row in theirs.itertuples()
             )
             told.append(

@@ -331,13 +331,13 @@ def films(fought: dict[tuple[str, str], Contest]) -> Contest:
     return fought["movielens_100k", ""]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def train_record() -> Any:
     """``trained``."""
     return trained
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def price() -> Any:
     """``priced``."""
     return priced
@@ -363,25 +363,37 @@ def everything() -> list[Record]:
 
 
 @pytest.fixture(scope="session")
+def few() -> list[Record]:
+    """The least that fills every section and draws every figure."""
+    return [
+        *cost_records([20, 100]),
+        *closed_form_records("forced_linear", [0.5], [10, 100]),
+        *cosmixture_records([0.5], [10, 50, 100]),
+        *precision_records([0.5]),
+        *training_records(),
+    ]
+
+
+@pytest.fixture(scope="session")
 def built(everything: list[Record], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of the report of ``everything``; it takes seconds to draw, and tests only look at it."""
     directory = tmp_path_factory.mktemp("everything")
     return build(load([fill(directory / "s", everything)]), directory / "out").parent
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make() -> Any:
     """``make_record``."""
     return make_record
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def store() -> Any:
     """``fill``."""
     return fill
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def error_at() -> Any:
     """``error_record``."""
     return error_record

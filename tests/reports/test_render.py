@@ -5,8 +5,11 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-from reports.load import load
+from reports.figures import Figure
+from reports.load import Results, load, tabulate
 from reports.render import build
+from reports.section import Section
+from reports.tables import make_table
 
 GOLDEN = Path(__file__).parent / "golden" / "report.md"
 
@@ -98,3 +101,19 @@ def test_each_kind_of_probe_alone_makes_a_report(tmp_path, store, everything):
     for probe in ("memory", "time", "error", "counts"):
         mine = [record for record in everything if record.cell.probe == probe]
         assert build(load([store(tmp_path / probe, mine)]), tmp_path / f"{probe}-out").is_file()
+
+
+def test_figures_of_one_name_are_numbered_and_empty_tables_left_out(tmp_path, make, monkeypatch):
+    drawn = Figure("same", "A caption.", b"png", b"svg")
+    empty, full = make_table("none", [], ()), make_table("some", [{"a": "b"}], ())
+    made = [Section(name, name, "made", "", [empty, full], [drawn, drawn]) for name in ("one", "other")]
+    made.append(Section("bare", "bare", "bare", "", [empty]))
+    monkeypatch.setattr("reports.render.SECTIONS", [lambda _, section=section: section for section in made])
+    build(Results([], tabulate([make()]), []), tmp_path)
+    assert sorted(path.name for path in (tmp_path / "figures").glob("*.png")) == [
+        "same-2.png", "same-3.png", "same-4.png", "same.png",
+    ]  # fmt: skip
+    text = (tmp_path / "report.md").read_text()
+    assert "### none" not in text
+    assert text.count("### some") == 2
+    assert "- bare: no records; `make bare` makes them." in text

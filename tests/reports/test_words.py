@@ -2,7 +2,7 @@ import pytest
 
 from reports import words
 
-NAN = float("nan")
+NAN, INF = float("nan"), float("inf")
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,20 @@ NAN = float("nan")
         (words.times(NAN), "–"),
         (words.level(1e-3), "1e-3"),
         (words.level(2.5e-4), "2.5e-4"),
+        (words.times(0.0), "0×"),
+        (words.times(-3.0), "-3.0×"),
+        (words.times(INF), "∞"),
+        (words.times(1e300), "1.0e300×"),
+        (words.size(1e300), "9.31e290 GiB"),
+        (words.size(-INF), "-∞"),
+        (words.seconds(0.0), "0 µs"),
+        (words.seconds(-2.0), "-2.00 s"),
+        (words.seconds(1e-300), "1.00e-294 µs"),
+        (words.share(NAN), "–"),
+        (words.error(1.0, INF), "1.00e0 ± ∞"),
+        (words.fixed(1e300), "1.00e300"),
+        (words.signed(-1e300, 3), "-1.00e+300"),
+        (words.three(5e-10), "5.00e-10"),
     ],
 )
 def test_words(said, expected):

@@ -68,3 +68,25 @@ def test_published_ratings_are_those_of_the_paper():
     assert paper["A-MAML", "jester", 20, 50] == (0.027, 0.002)
     assert paper["Reptile", "movielens_1m", 10, 100] == (0.408, 0.011)
     assert {method for method, *_ in paper} <= set(PAPER.values())
+
+
+def test_a_training_without_errors_is_no_result(train_record):
+    rows = [train_record("jester", "amaml", [0.1, 0.2], seed=seed) for seed in (1, 2, 3)]
+    rows[1].samples.clear()
+    rows[2].samples["rmse"] = [math.nan, math.nan]
+    run = contest_of(*rows).runs["amaml"]
+    assert list(run.nrmse) == [1]
+    assert {seed: status for seed, (status, _) in run.failed.items()} == {2: "no errors", 3: "no errors"}
+
+
+def test_curves_of_other_steps_are_not_averaged(train_record):
+    rows = [train_record("jester", "amaml", [0.1, 0.1], seed=seed) for seed in (1, 2)]
+    for name in ("curve_steps", "curve_nrmse", "curve_std"):
+        rows[1].samples[name] = [9.0, 99.0]
+    assert contest_of(*rows).runs["amaml"].curve[1].tolist() == pytest.approx([0.3, 0.2, 0.1])
+
+
+def test_what_was_not_asked_as_a_contest_is_none(train_record, make):
+    record = train_record("jester", "amaml", [0.1])
+    del record.cell.problem_options["shots"]
+    assert contests(tabulate([record])) == []

@@ -126,3 +126,8 @@ def test_on_cuda_the_requested_bytes_count_and_compiled_updates_do_not(make):
     made += [make("memory", metrics={"peak_live_bytes": 9}, engine="compiled")]
     made += [make("allocator", metrics={"peak_allocated_bytes": 1}, engine="compiled")]
     assert list(readings(tabulate(made)).off) == [0.0]
+
+
+def test_readings_of_nothing_agree(make):
+    made = [make("memory", metrics={"peak_live_bytes": 0}), make("allocator", metrics={"peak_allocated_bytes": 0})]
+    assert readings(tabulate(made)).off.tolist() == [0.0]

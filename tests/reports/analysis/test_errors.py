@@ -53,3 +53,15 @@ def test_order_is_read_above_rounding(error_at):
 def test_no_order_from_rounding_alone(error_at):
     made = [error_at(1e-7, method="amaml", options={"num_states": k}) for k in (10, 100)]
     assert orders(error_points(tabulate(made))) == {}
+
+
+@pytest.mark.parametrize("states", [(0, 10), (-10, 10)])
+def test_no_order_between_numbers_of_states_that_are_none(error_at, states):
+    made = [error_at(0.1, method="amaml", options={"num_states": k, "inner_steps": 0}) for k in states]
+    assert orders(error_points(tabulate(made))) == {}
+
+
+def test_of_an_unknown_precision_no_error_is_rounding(error_at):
+    made = [error_at(1e-9 / k, method="amaml", options={"num_states": k}, dtype="int8") for k in (10, 100)]
+    ((order, _),) = orders(error_points(tabulate(made))).values()
+    assert order == pytest.approx(1)

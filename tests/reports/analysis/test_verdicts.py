@@ -114,3 +114,17 @@ def test_slips_are_other_quotients_of_the_same_errors(films):
     assert found["held-out RMSE / number of test ratings"] == pytest.approx(mean * 4 / 40)
     assert found["held-out RMSE / Euclidean norm of the test ratings"] == pytest.approx(mean * 4 / 3.5 / 40**0.5)
     assert found["RMSE on the shots themselves / range"] == pytest.approx(mean / 2)
+
+
+def test_runs_on_other_tasks_fight_no_duel(train_record):
+    mine = contest_of(train_record("jester", "amaml", [0.1, 0.2]), train_record("jester", "fomaml", [0.1])).runs
+    assert duels(mine["amaml"], list(mine.values())) == {}
+
+
+def test_slips_need_what_they_divide_by(train_record):
+    record = train_record("jester", "amaml", [0.1, 0.2])
+    record.samples["query_count"] = [0.0, 40.0]
+    found = slips(contest_of(record).runs["amaml"])
+    assert found["held-out RMSE / number of test ratings"] == pytest.approx(0.2 * 4 / 40)
+    del record.samples["target_rms"]
+    assert slips(contest_of(record).runs["amaml"]) == {}
