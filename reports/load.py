@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,17 @@ LABELLED = ("inner_steps", "inner_lr", "num_states", "backward", "variant")  # s
 UNASKED = ("samples",)  # how often a question is asked is no part of the question
 PRECISION, TRAINING = ("work_precision", "peers"), ("train",)
 APART = PRECISION + TRAINING  # how the names of sweeps begin whose records have a section of their own
+TEXTS = (
+    *("sweep", "study", "cell_id", "benchmark_version", "probe", "problem", "problem_options", "problem_label"),
+    *("setting", "method", "series", "label", "target", "options", "backward", "forward", "variant", "dtype", "device"),
+    *("engine", "where", "status", "reason", "started_at", "counter_key", "timing_key", "key"),
+)
+COLUMNS = {  # of the table, and what they hold
+    **dict.fromkeys(TEXTS, "str"),
+    **{"inner_steps": "int64", "inner_lr": "float64", "horizon": "float64", "num_states": "Int64"},
+    **{"seed": "int64", "replicate": "int64", "environment": "object", "samples": "object"},
+    **dict.fromkeys(METRICS, "float64"),
+}
 
 
 class InputError(Exception):
@@ -142,7 +154,7 @@ def _one_a_cell(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
 
 
 def tabulate(records: Sequence[Record]) -> pd.DataFrame:
-    """One row a record.
+    """One row a record, whatever their number.
 
     Columns: what was asked (``sweep``, ``study``, ``probe``, ``problem``, ``method``, …; ``options`` and
     ``problem_options`` as JSON), what came out (``status``, ``reason``, one column a metric, ``samples``), where
@@ -157,68 +169,64 @@ def tabulate(records: Sequence[Record]) -> pd.DataFrame:
     """
     oddities = _by_name(records, lambda r: (study(r), r.cell.method), lambda r: r.cell.options, LABELLED)
     settings = _by_name(records, lambda r: (study(r), r.cell.problem), lambda r: r.cell.problem_options, UNASKED)
-    rows = []
-    for record, odd, unusual in zip(records, oddities, settings, strict=True):
-        cell, options = record.cell, record.cell.options
-        series, label = _names(cell.method, options, odd, cell.engine if cell.engine not in ("eager", "own") else "")
-        states = options.get("num_states") or options["inner_steps"]
-        asked = {k: v for k, v in cell.problem_options.items() if k not in UNASKED}
-        rows.append(
-            {
-                "sweep": record.sweep,
-                "study": study(record),
-                "cell_id": record.cell_id,
-                "benchmark_version": record.benchmark_version,
-                "probe": cell.probe,
-                "problem": cell.problem,
-                "problem_options": canonical_json(cell.problem_options),
-                "problem_label": f"{cell.problem} ({unusual})" if unusual else cell.problem,
-                "setting": canonical_json([cell.problem, asked]),
-                "method": cell.method,
-                "series": series,
-                "label": label,
-                "target": record.target,
-                "options": canonical_json(options),
-                "inner_steps": options["inner_steps"],
-                "inner_lr": options["inner_lr"],
-                "horizon": float(f"{options['inner_steps'] * options['inner_lr']:.10g}"),
-                "num_states": states if isinstance(states, int) else None,
-                "backward": options.get("backward", ""),
-                "forward": options.get("forward", ""),
-                "variant": options.get("variant", ""),
-                "prox": options.get("prox", 0.0),
-                "dtype": cell.dtype,
-                "device": cell.device,
-                "engine": cell.engine,
-                "where": ", ".join([cell.dtype, cell.device] + [cell.engine] * (cell.engine != "eager")),
-                "seed": cell.seed,
-                "replicate": cell.replicate,
-                "status": record.status,
-                "reason": record.reason,
-                "started_at": record.started_at,
-                "counter_key": str(record.environment.get("counter_key", "")),
-                "timing_key": str(record.environment.get("timing_key", "")),
-                "key": record.identity[2],
-                "environment": record.environment,
-                "samples": record.samples,
-                **{name: record.metrics.get(name) for name in METRICS},
-            }
-        )
-    frame = pd.DataFrame(rows)
-    return frame.astype({"num_states": "Int64", **dict.fromkeys(METRICS, "float64")})
+    rows = [_row(*one) for one in zip(records, oddities, settings, strict=True)]
+    return pd.DataFrame(rows, columns=[*COLUMNS]).astype(COLUMNS)
+
+
+def _row(record: Record, odd: str, unusual: str) -> dict[str, Any]:
+    cell, options = record.cell, record.cell.options
+    series, label = _names(cell.method, options, odd, cell.engine if cell.engine not in ("eager", "own") else "")
+    states = options.get("num_states") or options["inner_steps"]
+    asked = {k: v for k, v in cell.problem_options.items() if k not in UNASKED}
+    known = {name: value for name, value in record.metrics.items() if math.isfinite(value)}
+    return known | {
+        "sweep": record.sweep,
+        "study": study(record),
+        "cell_id": record.cell_id,
+        "benchmark_version": record.benchmark_version,
+        "probe": cell.probe,
+        "problem": cell.problem,
+        "problem_options": canonical_json(cell.problem_options),
+        "problem_label": f"{cell.problem} ({unusual})" if unusual else cell.problem,
+        "setting": canonical_json([cell.problem, asked]),
+        "method": cell.method,
+        "series": series,
+        "label": label,
+        "target": record.target,
+        "options": canonical_json(options),
+        "inner_steps": options["inner_steps"],
+        "inner_lr": options["inner_lr"],
+        "horizon": float(f"{options['inner_steps'] * options['inner_lr']:.10g}"),
+        "num_states": states if isinstance(states, int) else None,
+        **{name: plain(options.get(name) or "") for name in ("backward", "forward", "variant")},
+        "dtype": cell.dtype,
+        "device": cell.device,
+        "engine": cell.engine,
+        "where": ", ".join([cell.dtype, cell.device] + [cell.engine] * (cell.engine != "eager")),
+        "seed": cell.seed,
+        "replicate": cell.replicate,
+        "status": record.status,
+        "reason": record.reason,
+        "started_at": record.started_at,
+        "counter_key": str(record.environment.get("counter_key", "")),
+        "timing_key": str(record.environment.get("timing_key", "")),
+        "key": record.identity[2],
+        "environment": record.environment,
+        "samples": record.samples,
+    }
 
 
 def _names(method: str, options: Mapping[str, Any], odd: str, engine: str) -> tuple[str, str]:
     """The series and the label of a record."""
-    head = f"{method} {options['variant']}" if options.get("variant") else method
-    backward = options.get("backward")
+    head = f"{method} {plain(options['variant'])}" if options.get("variant") else method
+    backward = plain(options.get("backward") or "")
     states = options.get("num_states", "none")
     if states == "none" or backward == "backsolve":
         shown = ""
     elif states is None:
         shown = "a state a step"
     else:
-        shown = "accepted states" if isinstance(states, str) else f"{states} states"
+        shown = f"{states} states"
     series, label = (", ".join(filter(None, parts)) for parts in ((backward, odd), (backward, shown, odd, engine)))
     return f"{head} ({series})" if series else head, f"{head} ({label})" if label else head
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from reports.figures import Figure
 from reports.tables import Table
@@ -15,10 +15,11 @@ class Section:
     Attributes:
         id: its anchor.
         title: its heading.
-        target: what makes its records; a section without tables is only named, with this.
+        target: what makes its records; a section without a row to show is only named, with this.
         text: how to read it.
-        tables: of it.
+        tables: of it; those without a row are not shown.
         figures: of it.
+        findings: what its numbers say, in sentences computed from them; none about what was not measured.
     """
 
     id: str
@@ -26,4 +27,5 @@ class Section:
     target: str
     text: str
     tables: list[Table]
-    figures: list[Figure]
+    figures: list[Figure] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)

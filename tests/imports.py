@@ -77,7 +77,9 @@ def page(text: str) -> str:
     """CONTRIBUTING.md with the pictures as they are now."""
     parts = text.split(BEGIN)
     assert len(parts) == len(PACKAGES) + 1, f"{PAGE.name} has not one picture a package"
-    drawn = [f"{picture(package)}\n{END}{part.partition(END)[2]}" for package, part in zip(PACKAGES, parts[1:], strict=True)]
+    drawn = [
+        f"{picture(package)}\n{END}{part.partition(END)[2]}" for package, part in zip(PACKAGES, parts[1:], strict=True)
+    ]
     return BEGIN.join([parts[0], *drawn])
 
 

@@ -2,28 +2,8 @@ import math
 
 import pytest
 
+from reports.analysis.costs import comparisons, one_memory, readings, scalings
 from reports.load import tabulate
-from reports.summary import (
-    comparisons,
-    cosmixture_study,
-    error_points,
-    log_slope,
-    one_memory,
-    orders,
-    readings,
-    scalings,
-    smallest_stable,
-)
-
-
-@pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.0])
-def test_slope_of_a_power_law_is_its_power(power):
-    steps = [20, 50, 100, 1000]
-    assert log_slope(steps, [3 * n**power for n in steps]) == pytest.approx(power, abs=1e-12)
-
-
-def test_no_slope_of_a_single_point():
-    assert math.isnan(log_slope([20], [1.0]))
 
 
 def memory(make, method, steps, law, **rest):
@@ -63,6 +43,20 @@ def test_machines_are_never_compared(make):
     assert len(scalings(tabulate(made), "time")) == 2
 
 
+def test_as_many_states_as_steps_are_one_line_and_a_point_may_lie_on_two(make):
+    def cell(steps, states):
+        options = {"inner_steps": steps, "num_states": states, "backward": "rk4"}
+        return make("memory", "amaml", options=options, metrics={"peak_live_bytes": 10.0 * states})
+
+    (law,) = scalings(tabulate([cell(n, n) for n in (20, 50, 100)] + [cell(n, 50) for n in (20, 100)]), "memory")
+    lines = law.lines.set_index("label")
+    assert sorted(lines.index) == ["amaml (rk4, 50 states)", "amaml (rk4, a state a step)"]
+    assert lines.steps["amaml (rk4, a state a step)"] == [20, 50, 100]
+    assert lines.slope["amaml (rk4, a state a step)"] == pytest.approx(1.0)
+    assert lines.steps["amaml (rk4, 50 states)"] == [20, 50, 100]
+    assert lines.slope["amaml (rk4, 50 states)"] == pytest.approx(0.0, abs=1e-12)
+
+
 def test_probes_of_the_same_update_are_joined_whatever_their_samples(make):
     made = [
         make("memory", metrics={"peak_live_bytes": 7}),
@@ -90,62 +84,12 @@ def test_replicates_share_a_row_and_a_failure_speaks(make):
     assert found.rows.by_probe[0]["time"][:2] == ("timeout", "slow")
 
 
-def study(error_at, make, states_status, **rest):
-    options = {"forward": "dopri5", "backward": "euler"}
-    return [
-        error_at(1 / k, method="amaml", options=options | {"num_states": k}, **rest)
-        if status == "ok"
-        else make("error", "amaml", options=options | {"num_states": k}, status=status, **rest)
-        for k, status in states_status.items()
-    ]
-
-
-@pytest.mark.parametrize(
-    ("states_status", "smallest"),
-    [
-        ({10: "ok", 20: "ok", 50: "ok"}, 10),
-        ({10: "diverged", 20: "ok", 50: "ok"}, 20),
-        ({10: "ok", 20: "diverged", 50: "ok"}, 50),
-        ({10: "ok", 20: "ok", 50: "diverged"}, None),
-    ],
-)
-def test_smallest_stable_states(make, error_at, states_status, smallest):
-    found = smallest_stable(error_points(tabulate(study(error_at, make, states_status))))
-    assert found.get((1.0, "amaml (euler)", "float32, cpu")) == smallest
-
-
-def test_a_study_needs_three_numbers_of_states(make, error_at):
-    two, three = (dict.fromkeys(states, "ok") for states in ([10, 20], [10, 20, 50]))
-    assert len(cosmixture_study(tabulate(study(error_at, make, two)))) == 0
-    assert len(cosmixture_study(tabulate(study(error_at, make, three)))) == 3
-
-
 def test_a_study_is_left_out_of_the_overview_unless_its_cost_is_known(make, error_at):
-    made = study(error_at, make, {10: "ok", 20: "ok", 50: "ok"})
+    options = {"forward": "dopri5", "backward": "euler"}
+    made = [error_at(1 / k, method="amaml", options=options | {"num_states": k}) for k in (10, 20, 50)]
     assert comparisons(tabulate(made)) == []
-    made.append(make("time", "amaml", options={"forward": "dopri5", "backward": "euler", "num_states": 20}))
+    made.append(make("time", "amaml", options=options | {"num_states": 20}))
     assert [found.rows.label.tolist() for found in comparisons(tabulate(made))] == [["amaml (euler, 20 states)"]]
-
-
-def test_mean_and_spread_come_from_the_samples(make):
-    made = [make("error", "amaml", metrics={"rel_error_flow": 9.0}, samples={"rel_error_flow": [1.0, 2.0, 3.0]})]
-    points = error_points(tabulate(made))
-    assert (points["mean"].iloc[0], points["std"].iloc[0]) == (2.0, 1.0)
-
-
-def test_order_is_read_above_rounding(error_at):
-    made = [
-        error_at(max(k**-2.0, 1e-15), method="amaml", options={"num_states": k}, dtype="float64")
-        for k in (10, 100, 10**8, 10**9)
-    ]
-    ((order, span),) = orders(error_points(tabulate(made))).values()
-    assert order == pytest.approx(2)
-    assert span == "10–100"
-
-
-def test_no_order_from_rounding_alone(error_at):
-    made = [error_at(1e-7, method="amaml", options={"num_states": k}) for k in (10, 100)]
-    assert orders(error_points(tabulate(made))) == {}
 
 
 def test_both_readings_of_an_update_are_put_side_by_side(make):
@@ -184,15 +128,6 @@ def test_on_cuda_the_requested_bytes_count_and_compiled_updates_do_not(make):
     assert list(readings(tabulate(made)).off) == [0.0]
 
 
-def test_as_many_states_as_steps_are_one_line_and_a_point_may_lie_on_two(make):
-    def cell(steps, states):
-        options = {"inner_steps": steps, "num_states": states, "backward": "rk4"}
-        return make("memory", "amaml", options=options, metrics={"peak_live_bytes": 10.0 * states})
-
-    (law,) = scalings(tabulate([cell(n, n) for n in (20, 50, 100)] + [cell(n, 50) for n in (20, 100)]), "memory")
-    lines = law.lines.set_index("label")
-    assert sorted(lines.index) == ["amaml (rk4, 50 states)", "amaml (rk4, a state a step)"]
-    assert lines.steps["amaml (rk4, a state a step)"] == [20, 50, 100]
-    assert lines.slope["amaml (rk4, a state a step)"] == pytest.approx(1.0)
-    assert lines.steps["amaml (rk4, 50 states)"] == [20, 50, 100]
-    assert lines.slope["amaml (rk4, 50 states)"] == pytest.approx(0.0, abs=1e-12)
+def test_readings_of_nothing_agree(make):
+    made = [make("memory", metrics={"peak_live_bytes": 0}), make("allocator", metrics={"peak_allocated_bytes": 0})]
+    assert readings(tabulate(made)).off.tolist() == [0.0]

@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 
 from reports import words
+from reports.analysis.arithmetic import median, pooled, ratio
 from reports.load import PRECISION, plain
-from reports.summary import median, pooled
 
 LEVELS = (1e-2, 1e-3, 1e-4)
 FEATURED = 5.0  # the horizon that is told and shown first: that of the sweep of peers
@@ -146,14 +146,14 @@ def _scheme(options: dict[str, Any], differing: list[str]) -> str:
     solvers = f"{forward} both ways" if forward == backward else f"{forward} forward, {backward} back"
     if backward == "discrete":
         solvers = f"{forward}, discrete adjoint"
-    placed = [solvers if forward and backward else forward, options.get("solver")]
+    placed = [solvers if forward and backward else forward, options.get("solver"), options.get("variant")]
     more = [f"{name}={plain(options[name])}" for name in differing if options.get(name) is not None]
-    return ", ".join(filter(None, [*placed, options.get("variant"), *more]))
+    return ", ".join([*(plain(name) for name in placed if name), *more])
 
 
 def _tolerances(options: Sequence[dict[str, Any]]) -> list[str]:
     """Of rtol and atol what must be told: atol only where it does not follow from rtol."""
-    pairs = {(one.get("rtol"), one.get("atol")) for one in options}
+    pairs = {(plain(one.get("rtol")), plain(one.get("atol"))) for one in options}
     tightened = {rtol for rtol, _ in pairs}
     return ["rtol"] * (len(tightened) > 1) + ["atol"] * (len(pairs) > len(tightened))
 
@@ -161,7 +161,12 @@ def _tolerances(options: Sequence[dict[str, Any]]) -> list[str]:
 def _choices(scheme: str, options: dict[str, Any], tolerances: list[str]) -> str:
     states = options.get("num_states")
     shown = f"{states} states" if states is not None and options.get("backward") != "backsolve" else ""
-    return ", ".join(filter(None, [scheme, shown, *(f"{name}={words.level(options[name])}" for name in tolerances)]))
+    told = [f"{name}={_level(options[name])}" for name in tolerances if name in options]
+    return ", ".join(filter(None, [scheme, shown, *told]))
+
+
+def _level(value: Any) -> str:
+    return words.level(value) if isinstance(value, float) else plain(value)
 
 
 def panels(made: pd.DataFrame) -> list[list[Panel]]:
@@ -236,7 +241,7 @@ def pairs(made: pd.DataFrame) -> pd.DataFrame:
                     | {name: mine[name] for name in ("method", "engine", "choices", "seconds", "bytes")}
                     | {"peer": peer, "their_choices": other.choices, "failed": other.failed or "not measured"}
                     | {"their_seconds": other.seconds, "their_bytes": other.bytes}
-                    | {"ratio": other.seconds / mine.seconds}
+                    | {"ratio": ratio(other.seconds, mine.seconds)}
                 )
     found = pd.DataFrame(rows, columns=None if rows else [*PANEL, "method", "peer", "ratio"])
     found = found.drop_duplicates([*PANEL, "peer"])  # the sweeps come in the order of the alphabet

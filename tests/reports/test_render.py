@@ -2,29 +2,28 @@
 
 import os
 import re
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
-from reports.load import load
+from reports.figures import Figure
+from reports.load import Results, load, tabulate
 from reports.render import build
+from reports.section import Section
+from reports.tables import make_table
 
 GOLDEN = Path(__file__).parent / "golden" / "report.md"
 
 
-def test_markdown_golden(tmp_path, store, everything):
-    build(load([store(tmp_path / "s", everything)]), tmp_path / "out")
-    made = (tmp_path / "out" / "report.md").read_text()
+def test_markdown_golden(built):
+    made = (built / "report.md").read_text()
     if os.environ.get("REGENERATE_GOLDEN"):
         GOLDEN.write_text(made)
     assert made == GOLDEN.read_text()
 
 
-def test_two_builds_are_byte_identical_and_leave_no_parts(tmp_path, store, everything):
-    results = load([store(tmp_path / "s", everything)])
-    outs = [tmp_path / "a", tmp_path / "b"]
-    for out in outs:
-        build(results, out)
+def test_two_builds_are_byte_identical_and_leave_no_parts(tmp_path, store, everything, built):
+    build(load([store(tmp_path / "s", everything)]), tmp_path / "out")
+    outs = [built, tmp_path / "out"]
     made = [{p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()} for out in outs]
     assert made[0] == made[1]
     names = {str(path) for path in made[0]}
@@ -60,8 +59,8 @@ class Resources(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_is_whole_and_loads_nothing(tmp_path, store, everything):
-    page = build(load([store(tmp_path / "s", everything)]), tmp_path / "out").read_text()
+def test_the_page_is_whole_and_loads_nothing(built):
+    page = (built / "index.html").read_text()
     seen = Resources()
     seen.feed(page)
     assert seen.open == []
@@ -104,28 +103,17 @@ def test_each_kind_of_probe_alone_makes_a_report(tmp_path, store, everything):
         assert build(load([store(tmp_path / probe, mine)]), tmp_path / f"{probe}-out").is_file()
 
 
-def test_readings_of_memory_that_disagree_are_flagged(tmp_path, store, make):
-    made = [
-        make("memory", metrics={"peak_live_bytes": 1500}),
-        make("allocator", metrics={"peak_allocated_bytes": 1000}),
-    ]
-    page = build(load([store(tmp_path / "s", made)]), tmp_path / "out")
-    text = (page.parent / "report.md").read_text()
-    assert "Readings more than 10.0 % apart" in text
-    assert "mistrust those" in text
-    fine = build(load([store(tmp_path / "fine", [make("memory", metrics={"peak_live_bytes": 1})])]), tmp_path / "out2")
-    assert "Readings more than" not in (fine.parent / "report.md").read_text()
-
-
-def test_the_gates_own_errors_are_told(tmp_path, store, make, calibration):
-    results = load([store(tmp_path / "s", [make()])])
-    assert "The gate's own errors" not in build(results, tmp_path / "without").read_text()
-    page = build(replace(results, calibration=calibration), tmp_path / "with")
-    text = (page.parent / "report.md").read_text()
-    assert "1 run of identical code were made, of which 0 failed" in text
-    assert "2,000 runs were resampled, each from one of them: 0 failed" in text
-    assert "below 0.150 % (95 %) given these blocks" in text
-    assert "Made by `amaml-bench calibrate a.json`" in text
-    assert "| quiet | 1.00 % | 100 % | 99.8 % | 100 % |  |" in text
-    assert "| noisy | 6.00 % | 10.0 % | 20.0 % | 60.0 % | insufficient |" in text
-    assert "| 2026-01-01T00:00:00+00:00 | 9.5 | abc | none | none | gate --against HEAD: passed (2 pass) |" in text
+def test_figures_of_one_name_are_numbered_and_empty_tables_left_out(tmp_path, make, monkeypatch):
+    drawn = Figure("same", "A caption.", b"png", b"svg")
+    empty, full = make_table("none", [], ()), make_table("some", [{"a": "b"}], ())
+    made = [Section(name, name, "made", "", [empty, full], [drawn, drawn]) for name in ("one", "other")]
+    made.append(Section("bare", "bare", "bare", "", [empty]))
+    monkeypatch.setattr("reports.render.SECTIONS", [lambda _, section=section: section for section in made])
+    build(Results([], tabulate([make()]), []), tmp_path)
+    assert sorted(path.name for path in (tmp_path / "figures").glob("*.png")) == [
+        "same-2.png", "same-3.png", "same-4.png", "same.png",
+    ]  # fmt: skip
+    text = (tmp_path / "report.md").read_text()
+    assert "### none" not in text
+    assert text.count("### some") == 2
+    assert "- bare: no records; `make bare` makes them." in text

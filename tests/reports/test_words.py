@@ -2,7 +2,7 @@ import pytest
 
 from reports import words
 
-NAN = float("nan")
+NAN, INF = float("nan"), float("inf")
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,26 @@ NAN = float("nan")
         (words.plural(1, "step"), "1 step"),
         (words.plural(2, "step"), "2 steps"),
         (words.count(1234.0), "1,234"),
+        (words.times(2.94), "2.9×"),
+        (words.times(12.3), "12×"),
+        (words.times(0.123), "0.12×"),
+        (words.times(NAN), "–"),
+        (words.level(1e-3), "1e-3"),
+        (words.level(2.5e-4), "2.5e-4"),
+        (words.times(0.0), "0×"),
+        (words.times(-3.0), "-3.0×"),
+        (words.times(INF), "∞"),
+        (words.times(1e300), "1.0e300×"),
+        (words.size(1e300), "9.31e290 GiB"),
+        (words.size(-INF), "-∞"),
+        (words.seconds(0.0), "0 µs"),
+        (words.seconds(-2.0), "-2.00 s"),
+        (words.seconds(1e-300), "1.00e-294 µs"),
+        (words.share(NAN), "–"),
+        (words.error(1.0, INF), "1.00e0 ± ∞"),
+        (words.fixed(1e300), "1.00e300"),
+        (words.signed(-1e300, 3), "-1.00e+300"),
+        (words.three(5e-10), "5.00e-10"),
     ],
 )
 def test_words(said, expected):

@@ -1,23 +1,22 @@
-"""Numbers made from records: joined costs, errors against states, orders, slopes. Nothing here is formatted."""
+"""What updates cost: probes of the same update joined, laws over steps, two readings of memory."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 
 from reports import words
+from reports.analysis.arithmetic import log_slope, median, pooled
+from reports.analysis.errors import cosmixture_study
 
 METRIC_OF = {"memory": "peak_live_bytes", "time": "outer_update_seconds"}
 AGREE = 0.1  # the share by which the two readings of memory may differ before the report speaks up
 FIT_FROM = 20  # slopes are fitted on steps from here on: below, fixed costs hide the law
 REFERENCE_STEPS = 500
-LINE = ["horizon", "series", "where"]  # of a figure of errors: one scheme at one horizon in one precision
-Line = tuple[float, str, str]
 COMPARED = [
     "peak_live_bytes",
     "outer_update_seconds",
@@ -60,12 +59,9 @@ class Comparison:
 def comparisons(frame: pd.DataFrame) -> list[Comparison]:
     """Costs and errors of the same update joined over probes; the accuracy studies have tables of their own."""
     frame = frame[frame.problem != "closed_form"]
-    costly = set(zip(*_update(frame[frame.probe.isin(METRIC_OF)]), strict=True))
-    only_studied = [
-        index in set(cosmixture_study(frame).index) and key not in costly
-        for index, key in zip(frame.index, zip(*_update(frame), strict=True), strict=True)
-    ]
-    frame = frame[~np.array(only_studied, dtype=bool)]
+    update = _update(frame)
+    studied = frame.index.isin(cosmixture_study(frame).index)
+    frame = frame[~studied | update.isin(update[frame.probe.isin(METRIC_OF)])]
     found = []
     by = ["problem_label", "setting", "device", "inner_steps", "inner_lr", "horizon"]
     for (problem, _, device, steps, lr, horizon), group in frame.groupby(by):
@@ -74,9 +70,10 @@ def comparisons(frame: pd.DataFrame) -> list[Comparison]:
     return found
 
 
-def _update(frame: pd.DataFrame) -> list[pd.Series]:
-    """The columns that say which update was measured, whatever the probe."""
-    return [frame[name] for name in ("setting", "method", "options", "where")]
+def _update(frame: pd.DataFrame, *more: str) -> pd.Series:
+    """Which update was measured, whatever the probe: the values of these columns and of more."""
+    asked = [frame[name] for name in ("setting", "method", "options", "where", *more)]
+    return pd.Series(list(zip(*asked, strict=True)), index=frame.index, dtype=object)
 
 
 def _joined(rows: pd.DataFrame) -> dict[str, object]:
@@ -96,77 +93,6 @@ def _joined(rows: pd.DataFrame) -> dict[str, object]:
     about = {name: first[name] for name in ("label", "method", "dtype", "where")}
     about["target"] = max(rows.target)  # a row without an answer has none
     return about | values | {"seconds_low": low, "seconds_high": high, "by_probe": by_probe}
-
-
-def pooled(rows: pd.DataFrame, metric: str) -> list[float]:
-    """All samples of a metric over these rows; where a row kept none, its value."""
-    values: list[float] = []
-    for samples, value in zip(rows.samples, rows[metric], strict=True):
-        values += samples.get(metric) or ([value] if value == value else [])
-    return values
-
-
-def median(values: list[float]) -> float:
-    """Of these values; NaN where there are none."""
-    return float(np.median(values)) if values else math.nan
-
-
-def closed_form_study(frame: pd.DataFrame) -> pd.DataFrame:
-    """The records of E1."""
-    return frame[(frame.problem == "closed_form") & (frame.probe == "error") & frame.num_states.notna()]
-
-
-def cosmixture_study(frame: pd.DataFrame) -> pd.DataFrame:
-    """The records of E2: A-MAML's error on CosMixture, where a scheme was measured at three values of K or more."""
-    rows = frame[
-        (frame.problem == "cosmixture")
-        & (frame.probe == "error")
-        & (frame.method == "amaml")
-        & frame.num_states.notna()
-    ]
-    return rows[rows.groupby(["setting", "where", "horizon", "series"]).num_states.transform("nunique") >= 3]
-
-
-def error_points(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean and standard deviation of the error to the flow gradient, one row a (horizon, series, precision, states).
-
-    Of cells that differ only otherwise (in seed, say) the one with the most samples counts.
-    """
-    points = rows.assign(
-        values=[pooled(rows.iloc[[i]], "rel_error_flow") for i in range(len(rows))],
-    )
-    points["count"] = points["values"].map(len)
-    points["mean"] = [float(np.mean(values)) if values else math.nan for values in points["values"]]
-    points["std"] = [float(np.std(values, ddof=1)) if len(values) > 1 else math.nan for values in points["values"]]
-    points.loc[points.status != "ok", ["mean", "std"]] = math.nan
-    keys = ["setting", "horizon", "method", "series", "where", "num_states"]
-    return points.sort_values([*keys, "count", "started_at"]).drop_duplicates(keys, keep="last")
-
-
-def orders(points: pd.DataFrame) -> dict[Line, tuple[float, str]]:
-    """The observed order of convergence between the last two numbers of states whose errors are above rounding.
-
-    Above rounding means above 100 units of the precision: 1.2e-5 in float32, 2.2e-14 in float64. Lines without two
-    such points are left out; the text says between which states.
-    """
-    found = {}
-    for key, line in points.groupby(LINE):
-        floor = 100 * np.finfo(line.dtype.iloc[0]).eps
-        for (k1, e1), (k2, e2) in pairwise(zip(line.num_states, line["mean"], strict=True)):
-            if e1 > floor and e2 > floor:
-                found[key] = math.log(e1 / e2) / math.log(k2 / k1), f"{k1}–{k2}"
-    return found
-
-
-def smallest_stable(points: pd.DataFrame) -> dict[Line, int]:
-    """The smallest number of states that was fine, as were all larger ones measured; lines without one are left out."""
-    found = {}
-    for key, line in points.groupby(LINE):
-        for states, status in sorted(zip(line.num_states, line.status, strict=True), reverse=True):
-            if status != "ok":
-                break
-            found[key] = int(states)
-    return found
 
 
 @dataclass(frozen=True)
@@ -240,16 +166,15 @@ def _scaling(title: str, group: pd.DataFrame, metric: str) -> Scaling:
             }
         )
     table = pd.DataFrame(lines)
-    maml = table[table.label == "maml"]["value"]
-    table["ratio"] = table["value"] / (maml.iloc[0] if len(maml) else math.nan)
+    maml = median(table.value[table.label == "maml"])
+    table["ratio"] = table["value"] / (maml or math.nan)
     return Scaling(title, reference, table)
 
 
 def one_memory(frame: pd.DataFrame) -> pd.DataFrame:
     """The table with the allocator's reading in the tracker's place, for updates of which only that was taken."""
-    update = [*_update(frame), frame.seed, frame.replicate, frame.counter_key]
-    keys = pd.Series(list(zip(*update, strict=True)), index=frame.index, dtype=object)
-    alone = (frame.probe == "allocator") & ~keys.isin(keys[frame.probe == "memory"])
+    update = _update(frame, "seed", "replicate", "counter_key")
+    alone = (frame.probe == "allocator") & ~update.isin(update[frame.probe == "memory"])
     return frame.assign(
         probe=frame.probe.mask(alone, "memory"),
         peak_live_bytes=frame.peak_live_bytes.mask(alone, frame.peak_allocated_bytes),
@@ -271,12 +196,6 @@ def readings(frame: pd.DataFrame) -> pd.DataFrame:
     found = frame.assign(live=frame.peak_live_bytes, allocated=told).groupby(same)
     both = found.agg(dict.fromkeys([*about, "live", "allocated"], "first")).reset_index()
     both = both.dropna(subset=["live", "allocated"])
-    off = (both.live - both.allocated).abs() / both.allocated
+    apart = (both.live - both.allocated).abs()
+    off = (apart / both.allocated.abs()).where(apart > 0, 0.0)
     return both.assign(off=off)[[*about, "where", "live", "allocated", "off"]]
-
-
-def log_slope(x: list[float], y: list[float]) -> float:
-    """The least-squares slope of log y over log x; NaN below two points."""
-    if len(x) < 2 or min(y) <= 0:
-        return math.nan
-    return float(np.polyfit(np.log(x), np.log(y), 1)[0])

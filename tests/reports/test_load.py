@@ -64,6 +64,21 @@ def test_the_last_row_of_an_identity_counts(make, tmp_path, store):
     assert load([store(tmp_path / "s", rows)]).frame.status.tolist() == ["ok"]
 
 
+def test_a_table_has_its_columns_and_their_types_whatever_its_rows(make):
+    none, some = tabulate([]), tabulate([make(metrics={"unheard_of": 1.0, "flops": 2})])
+    assert list(none.columns) == list(some.columns)
+    assert none.dtypes.astype(str).tolist() == some.dtypes.astype(str).tolist()
+    assert len(none) == 0
+    assert (none.inner_steps + none.peak_live_bytes).dtype == float
+
+
+def test_a_metric_that_is_no_number_was_not_measured(make):
+    made = make(metrics={"flops": float("inf"), "grad_evals": float("nan"), "hvp_evals": 1e300})
+    frame = tabulate([made])
+    assert frame[["flops", "grad_evals"]].isna().all(axis=None)
+    assert frame.hvp_evals.tolist() == [1e300]
+
+
 def test_labels_say_what_distinguishes_a_method(make):
     def labels(*options, method="amaml"):
         return tabulate([make(method=method, options=one) for one in options]).label.tolist()

@@ -1,0 +1,39 @@
+"""The sections of the report, a file each, and the one registry of them. The other files hold what several share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from reports.evidence import Evidence
+from reports.section import Section
+from reports.sections import (
+    budget,
+    closed_form,
+    cosmixture,
+    failures,
+    gate,
+    memory,
+    overview,
+    ratings,
+    regression,
+    time,
+    variants,
+    work_precision,
+)
+
+SECTIONS: list[Callable[[Evidence], Section]] = [  # in the order of the page
+    overview.section,
+    budget.section,
+    regression.section,
+    ratings.section,
+    variants.section,
+    work_precision.section,
+    closed_form.section,
+    cosmixture.section,
+    memory.section,
+    time.section,
+    gate.section,
+    failures.section,
+]
+# Whose findings come first, in this order; those of all others follow in the order of the page.
+FOREMOST = [regression.section, ratings.section, work_precision.section, memory.section, time.section]
