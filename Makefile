@@ -10,8 +10,8 @@ QUICK ?=
 ACCEPT ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test check bench bench-accuracy bench-memory bench-peers bench-time bench-work-precision experiments gate \
-	report clean
+.PHONY: help setup peers test check graph bench bench-accuracy bench-memory bench-peers bench-time bench-work-precision \
+	experiments gate report clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -35,6 +35,9 @@ check: $(STAMP) ## lint, format and type checks
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+graph: $(STAMP) ## draw the pictures in CONTRIBUTING.md from the code's own imports
+	$(BIN)/python tests/imports.py
+
 gate: $(STAMP) ## counters, memory and gradients against their committed baselines
 	$(BIN)/amaml-bench gate --out $(RESULTS)/gate $(if $(ACCEPT),--accept '$(ACCEPT)')
 
@@ -52,6 +55,8 @@ bench-memory: $(STAMP) ## peak memory against trajectory length
 $(PEERS): $(STAMP)
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -c constraints.txt -e '.[dev,peers]'
 	touch $(PEERS)
+
+peers: $(PEERS) ## install the outside libraries that bench-peers compares with; their tests run then
 
 bench-peers: $(PEERS) ## ours against TorchOpt, higher, JAX and diffrax, and the report
 	$(BIN)/amaml-bench run peers $(if $(DEVICE),--device $(DEVICE)) --out $(RESULTS)/peers

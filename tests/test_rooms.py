@@ -10,6 +10,25 @@ sys.path.insert(0, str(__import__("pathlib").Path(__file__).parent))
 import imports
 
 MOST_LINES = 400
+SUITES = {  # of tests, about all of a room or of a package
+    "test_rooms",
+    "amaml_core/test_doctests",
+    "amaml_core/methods/test_contract",
+    "amaml_core/methods/test_first_order",
+    "amaml_core/methods/test_registry",
+    "bench/peers/test_peers",
+    "reports/sections/test_contract",
+}
+LARGE = 100  # lines, from which on a module has tests of its own name, or is named here with those that it has
+TESTED_BY = {
+    "amaml_core/methods/base": "amaml_core/methods/test_contract",
+    "amaml_core/ode/scheme": "amaml_core/ode/test_solve",
+    "bench/peers/base": "bench/peers/test_peers",
+    "bench/peers/eager_loop": "bench/peers/test_peers",
+    "bench/peers/jax_model": "bench/peers/test_peers",
+    "bench/peers/jax_peers": "bench/peers/test_peers",
+    "reports/sections/ratings": "reports/sections/test_training",
+}
 NOT_BELOW = {  # what a package must not import, wherever in it
     "amaml_core": {"bench", "reports", "tests"},
     "bench": {"reports", "tests"},
@@ -56,3 +75,22 @@ def test_the_pictures_in_contributing_are_of_the_code_as_it_is():
     """``make graph`` draws them anew."""
     text = imports.PAGE.read_text(encoding="utf-8")
     assert imports.page(text) == text
+
+
+def stem(path, folder=""):
+    return path.relative_to(imports.ROOT / folder).with_suffix("").as_posix()
+
+
+def test_each_test_stands_where_its_subject_does():
+    subjects = {stem(path).replace("__main__", "main") for path in imports.modules().values()}
+    for path in (imports.ROOT / "tests").rglob("test_*.py"):
+        name = stem(path, "tests")
+        assert name in SUITES or name.replace("test_", "") in subjects, f"{name} has no subject in its place"
+
+
+def test_each_large_module_has_its_tests():
+    tests = {stem(path, "tests") for path in (imports.ROOT / "tests").rglob("test_*.py")}
+    for path in imports.modules().values():
+        folder, _, module = stem(path).rpartition("/")
+        own = TESTED_BY.get(stem(path), f"{folder}/test_{module.strip('_')}")
+        assert own in tests or len(path.read_text().splitlines()) < LARGE, f"{stem(path)} has no tests of its own"
