@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -14,6 +15,7 @@ PAGE = ROOT / "CONTRIBUTING.md"
 BEGIN, END = "```mermaid\n", "```\n"
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Every module and package of ours by its full name."""
     found = {}
@@ -30,7 +32,8 @@ def edges() -> dict[str, set[str]]:
     return {name: imported(path) & known.keys() for name, path in known.items()}
 
 
-def imported(path: Path) -> set[str]:
+@cache
+def imported(path: Path) -> frozenset[str]:
     """Full names of the modules that a file imports, ours or not; those of names in them are there too."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -41,7 +44,7 @@ def imported(path: Path) -> set[str]:
             inner = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= inner
             found |= {str(node.module)} if inner - modules().keys() else set()
-    return found
+    return frozenset(found)
 
 
 def room(name: str) -> str:

@@ -61,15 +61,27 @@ def test_compiled_equals_eager(compiled, name):
         assert value <= found.stats[key] <= value + (key == "hvp_evals"), key
 
 
+GROUPED = {"forward": "rk43", "backward": "discrete", "num_states": "accepted", "rtol": 1e-2}
+
+
 @needs_compiler
-def test_groups_of_tasks_on_threads_of_their_own_are_chunks_that_run_at_once(two_threads):
+def test_groups_of_tasks_on_threads_of_their_own_are_chunks_that_run_at_once(compiled, two_threads):
+    """Two groups of as many tasks as the other tests have: what is compiled for those serves these."""
+    assert_chunks(compiled[1], oracles.regression(tasks=6), 3)
+
+
+def test_groups_of_different_sizes_are_chunks_too(two_threads, monkeypatch):
+    """What is compiled is stood in for by the function itself: how tasks are grouped does not depend on it."""
+    monkeypatch.setattr(inductor, "compile_function", lambda function, examples: lambda *tensors: function(*tensors))
     case = oracles.regression()  # three tasks: groups of two and one
-    compiled = case.problem.with_engine("compiled")
+    assert_chunks(case.problem.with_engine("compiled"), case, 2)
+
+
+def assert_chunks(problem, case, size):
     chunked = case.problem.with_engine("eager")
-    chunked.chunk_size = 2
-    options = {"forward": "rk43", "backward": "discrete", "num_states": "accepted", "rtol": 1e-2}
-    made = am.create_method("amaml", inner_steps=6, inner_lr=0.05, **options)
-    found, expected = (made.meta_gradient(problem, case.theta, case.tasks) for problem in (compiled, chunked))
+    chunked.chunk_size = size
+    made = am.create_method("amaml", inner_steps=6, inner_lr=0.05, **GROUPED)
+    found, expected = (made.meta_gradient(one, case.theta, case.tasks) for one in (problem, chunked))
     assert torch.allclose(found.task_grads, expected.task_grads, rtol=1e-9, atol=1e-12)
     assert torch.allclose(found.adapted, expected.adapted, rtol=1e-10, atol=1e-12)
     assert found.stats["forward_steps"] < expected.stats["forward_steps"]  # the longest of both, not their sum

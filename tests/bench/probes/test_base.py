@@ -22,6 +22,6 @@ def test_not_converged_tasks_are_counted():
 
 
 def test_every_metric_is_declared(make_cell, monkeypatch):
-    monkeypatch.setattr("bench.probes.floor.inductor.compile_function", lambda function, examples: function)
+    monkeypatch.setattr("bench.probes.floor._seconds", lambda *layout: 1.0)
     for probe in set(PROBES) - {"quality"}:  # whose problems are others
         assert set(measured(make_cell, probe, "imaml").metrics) <= set(METRICS)

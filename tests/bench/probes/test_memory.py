@@ -138,11 +138,11 @@ def test_checkpoints_bound_the_states_that_are_kept_by_a_square_root(make_cell):
         result = measured(make_cell, "memory", "amaml", inner_steps=steps, forward="euler", backward="euler", **options)
         return result.metrics["peak_live_bytes"], result.metrics["states_stored"]
 
-    (few, kept), (many, kept_at_four_times) = states_at(100, checkpoint="sqrt"), states_at(400, checkpoint="sqrt")
-    assert (kept, kept_at_four_times) == (21, 41)  # √K checkpoints, the end, and √K states of a segment
+    (few, kept), (many, kept_at_four_times) = states_at(36, checkpoint="sqrt"), states_at(144, checkpoint="sqrt")
+    assert (kept, kept_at_four_times) == (13, 25)  # √K checkpoints, the end, and √K states of a segment
     state, point = 5 * 37 * 4, 5 * (8 + 8 + 4 + 4)  # of five tasks; a point's time, its width, both in both precisions
-    assert many - few <= 22 * state + 300 * point  # twenty states more, and two that the segment's own work needs
-    assert states_at(400)[0] - states_at(100)[0] > 300 * state
+    assert many - few <= 14 * state + 108 * point  # twelve states more, and two that the segment's own work needs
+    assert states_at(144)[0] - states_at(36)[0] > 108 * state
 
 
 def test_tracked_states_are_all_that_grows(make_cell):
