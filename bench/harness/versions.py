@@ -51,11 +51,11 @@ def git_revision(root: Path = ROOT) -> str:
     Empty where they are not those of a repository of their own: installed, unpacked or copied into somebody else's.
     """
     packages = list(sources.OURS)
-    if _git(root, "rev-parse", "--show-toplevel") != str(root.resolve()) or not _git(root, "ls-files", *packages):
+    top, _, revision = _git(root, "rev-parse", "--show-toplevel", "--short=12", "HEAD").partition("\n")
+    if top != str(root.resolve()) or not _git(root, "ls-files", *packages):
         return ""
-    revision = _git(root, "rev-parse", "--short=12", "HEAD")
     changed = _git(root, "status", "--porcelain", "--untracked-files=all", "--", *packages)
-    return f"{revision}+dirty" if revision and changed else revision
+    return f"{revision}+dirty" if changed else revision
 
 
 def _git(root: Path, *arguments: str) -> str:

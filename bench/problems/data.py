@@ -14,7 +14,6 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 import numpy as np
-import pandas as pd
 from platformdirs import user_cache_path
 
 from amaml_core import InputError
@@ -27,11 +26,15 @@ Table = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def _u_data(file: BinaryIO) -> Table:
+    import pandas as pd  # here and below: a sixth of a second that no other problem's cells need wait for
+
     table = pd.read_csv(file, sep="\t", header=None, usecols=[0, 1, 2], dtype=np.int64)
     return table[0].to_numpy(), table[1].to_numpy(), table[2].to_numpy(float)
 
 
 def _ratings_dat(file: BinaryIO) -> Table:
+    import pandas as pd
+
     table = pd.read_csv(
         file, sep=":", header=None, usecols=[0, 2, 4], dtype=np.int64
     )  # it is "::", of one-letter fields
@@ -43,18 +46,22 @@ def _triples(file: BinaryIO) -> Table:
         return arrays["user"].astype(np.int64), arrays["movie"].astype(np.int64), arrays["rating"].astype(float)
 
 
-def _jester(matrix: pd.DataFrame) -> Table:
-    ratings = matrix.to_numpy(float)[:, 1:]  # the first column is how many the user rated
+def _jester(matrix: np.ndarray) -> Table:
+    ratings = matrix[:, 1:]  # the first column is how many the user rated
     user, item = np.nonzero(ratings != NOT_RATED)
     return user + 1, item + 1, ratings[user, item]
 
 
 def _jester_csv(file: BinaryIO) -> Table:
-    return _jester(pd.read_csv(file, header=None))
+    import pandas as pd
+
+    return _jester(pd.read_csv(file, header=None).to_numpy(float))
 
 
 def _jester_xls(file: BinaryIO) -> Table:
-    return _jester(pd.read_excel(file, header=None, engine="calamine"))
+    import pandas as pd
+
+    return _jester(pd.read_excel(file, header=None, engine="calamine").to_numpy(float))
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,12 @@
 """Checkpoints as a training meets them: damaged, of another training, cut off by a kill."""
 
 import os
-import signal
-import subprocess
-import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
-from trainings import SGD, go, maml, same
+from trainings import SGD, Apart, go, maml, same
 
 import amaml_core as am
 from amaml_core.checkpoints import KEPT
@@ -69,38 +65,17 @@ def test_only_the_newest_checkpoints_stay(regression, tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["update-00000010.pt", "update-00000012.pt"]
 
 
-KILLED = """
-import sys, torch
-import amaml_core as am
-torch.set_num_threads(1)
-x = torch.linspace(-1, 1, 120, dtype=torch.float64).view(6, 10, 2)
-y = x.prod(-1, keepdim=True)
-pool = am.TaskBatch(x, y, x + 0.1, y)
-model = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)).double()
-problem = am.MetaProblem(model, torch.nn.functional.mse_loss)
-method = am.create_method("amaml", inner_steps=5, inner_lr=0.05, forward="rk4", backward="rk4")
-directory = None if sys.argv[1] == "-" else __import__("pathlib").Path(sys.argv[1])
-out = am.train(method, problem, am.batches(pool, 3, 0), updates=150, directory=directory, every=7)
-print(out.theta.numpy().tobytes().hex())
-"""
-
-
 def test_killed_at_random_moments_it_still_ends_in_the_same_bits(tmp_path):
-    def start(where: str) -> subprocess.Popen:
-        command = [sys.executable, "-c", KILLED, where]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(am.__file__).parents[1])
-
-    expected, _ = start("-").communicate()
+    expected = Apart(None).hear()
     moments = torch.rand(3, generator=torch.Generator().manual_seed(os.getpid())).tolist()
     for moment in moments:
-        process, seen = start(str(tmp_path)), sorted(tmp_path.glob("*.pt"))[-1:]
-        while process.poll() is None and sorted(tmp_path.glob("*.pt"))[-1:] == seen:
+        process, seen = Apart(tmp_path), sorted(tmp_path.glob("*.pt"))[-1:]
+        while process.is_alive() and sorted(tmp_path.glob("*.pt"))[-1:] == seen:
             time.sleep(0.01)  # until it has got any further, so that the test cannot go on for ever
         time.sleep(0.2 * moment)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    found, _ = start(str(tmp_path)).communicate()
-    assert found == expected != "", f"killed {moments} × 0.2 s after a checkpoint"
+        process.kill()
+    found = Apart(tmp_path).hear()
+    assert torch.equal(found, expected), f"killed {moments} × 0.2 s after a checkpoint"
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ elif method == "long":
     print("not of our form", file=pipe, flush=True)
     json.dump({"status": "ok", "reason": "", "metrics": {"flops": 3}, "samples": {}}, pipe); pipe.close()
 else:
-    answer(metrics={"flops": 7}, samples={"rel_error_flow": [0.5] * 100_000})
+    answer(metrics={"flops": 7}, samples={"rel_error_flow": [0.5] * 20_000})
 with open(os.environ["AMAML_BENCH_TRACE"], "a") as trace:
     trace.write(f"{method} {os.getpid()} end {time.monotonic()}\\n")
 """

@@ -113,13 +113,13 @@ def test_processes_take_turns(make_tree, tmp_path):
 
 
 def test_a_process_that_dies_at_its_turn_is_no_verdict_and_leaves_nothing(make_tree):
-    trees = [make_tree("a"), make_tree("b")]
+    trees, before = [make_tree("a"), make_tree("b")], psutil.Process().children(recursive=True)
     for tree, last in zip(trees, ("", "    __import__('os')._exit(3)"), strict=True):
         with (tree / turns.SUITE).open("a") as suite:
             suite.write(TAKES_TURNS + last)
     with pytest.raises(NoVerdictError, match=r"suite of .*b failed"):
         turns.observe(trees)
-    assert not psutil.Process().children(recursive=True)
+    assert psutil.Process().children(recursive=True) == before
 
 
 @pytest.mark.parametrize("let_on", [b"", b"."])

@@ -5,11 +5,10 @@ After each fault nothing finished is lost and every cell gets its one current ro
 
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
+from sweep_process import SweepProcess
 
 from bench.harness import environment, runner
 from bench.harness.versions import benchmark_version
@@ -61,45 +60,16 @@ def test_exclusive_probes_run_alone_and_others_two_at_once(stub_bench, make_cell
     assert max(most[8:]) == 1  # the two timed ones come last
 
 
-SWEEP = """
-import resource, signal, sys
-from pathlib import Path
-from bench.harness import runner
-from bench.records import Cell, Store
-options = {"inner_steps": 1, "inner_lr": 0.1}
-cells = [Cell(problem="closed_form", method=m, options=options, probe="error") for m in sys.argv[3].split(",")]
-if len(sys.argv) > 4:
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]),) * 2)
-class Say:
-    def started(self, cell): print("started", flush=True)
-    def progressed(self, cell, done, total): pass
-    def finished(self, record): print("finished", flush=True)
-store = Store(Path(sys.argv[1]))
-plan = runner.plan("test", cells, store)
-command = (sys.executable, sys.argv[2])
-records, interrupted = runner.run(plan, store, timeout_s=60, reporter=Say(), say=print, command=command)
-sys.exit(130 if interrupted else 0)
-"""
+METHODS = [f"m{i}" for i in range(30)]
 
 
-METHODS = [f"m{i}" for i in range(16)]
-
-
-def sweep_process(bench, *more, methods=METHODS):
-    where = (str(bench.store.directory), str(bench.stub), ",".join(methods))
-    return subprocess.Popen(
-        [sys.executable, "-c", SWEEP, *where, *more],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def sweep_process(bench, most_bytes=None, methods=METHODS):
+    return SweepProcess(bench.store.directory, bench.stub, methods, most_bytes)
 
 
 def assert_goes_on(bench, methods=METHODS):
     with sweep_process(bench, methods=methods) as process:
-        process.communicate()
+        process.hear_out()
     assert process.returncode == 0
     records, _ = bench.store.read()
     assert sorted(record.cell.method for record in current(records) if record.status == "ok") == sorted(methods)
@@ -109,11 +79,10 @@ def assert_goes_on(bench, methods=METHODS):
 def test_killed_at_a_random_moment_nothing_finished_is_lost(stub_bench, seed):
     chance = random.Random(seed)
     with sweep_process(stub_bench) as process:
-        for _ in range(chance.randrange(2, 12)):
-            process.stdout.readline()
+        for _ in range(chance.randrange(2, 20)):
+            process.hear()
         time.sleep(chance.random() * 0.05)
         process.send_signal(signal.SIGKILL)
-        process.wait()
     kept = len(stub_bench.store.read()[0])
     assert kept < len(METHODS)
     assert_goes_on(stub_bench)
@@ -123,11 +92,11 @@ def test_killed_at_a_random_moment_nothing_finished_is_lost(stub_bench, seed):
 def test_ctrl_c_finishes_the_running_cells_and_says_so(stub_bench):
     with sweep_process(stub_bench) as process:
         for _ in range(6):
-            process.stdout.readline()
+            process.hear()
         process.send_signal(signal.SIGINT)
-        told, _ = process.communicate()
+        told = process.hear_out()
     assert process.returncode == 130
-    assert "Interrupted" in told
+    assert any("Interrupted" in text for text in told)
     assert all(record.status == "ok" for record in stub_bench.store.read()[0])
     assert_goes_on(stub_bench)
 
@@ -135,14 +104,16 @@ def test_ctrl_c_finishes_the_running_cells_and_says_so(stub_bench):
 def test_a_second_ctrl_c_stops_at_once_and_leaves_no_row_of_what_it_stopped(stub_bench):
     methods = ["m0", "hang", "m1"]
     with sweep_process(stub_bench, methods=methods) as process:
-        while stub_bench.trace.read_text().count("start") < 3 and process.poll() is None:  # the hanging one among them
+        while (
+            stub_bench.trace.read_text().count("start") < 3 and process.returncode is None
+        ):  # the hanging one among them
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        process.stdout.readline()
+        process.hear()
         time.sleep(0.3)
-        assert process.poll() is None  # it waits for the one that hangs
+        assert process.returncode is None  # it waits for the one that hangs
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=10)
+        process.hear_out(timeout=10)
     assert process.returncode == 130
     assert sorted(record.cell.method for record in stub_bench.store.read()[0]) == ["m0", "m1"]
 
@@ -157,8 +128,8 @@ def test_ctrl_c_while_the_machine_is_watched_starts_no_cell(stub_bench, make_cel
 
 
 def test_a_full_disk_stops_the_sweep_and_loses_nothing_that_was_finished(stub_bench):
-    with sweep_process(stub_bench, str(4 * MIB)) as process:  # a file-size limit stands for the disk
-        _, complaint = process.communicate()
+    with sweep_process(stub_bench, MIB) as process:  # a file-size limit stands for the disk
+        *_, complaint = process.hear_out()
     assert "File too large" in complaint
     records, torn = stub_bench.store.read()
     assert 0 < len(records) < len(METHODS)
