@@ -13,7 +13,7 @@ def test_an_environment_is_plain_json_and_says_what_a_number_depends_on():
     assert told["counter_key"] in told["timing_key"]
     assert told["timing_key"].endswith("3 threads")
     assert told["blas"]
-    assert told["packages"]["torch"] == torch.__version__
+    assert told["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]  # not all builds tell their kind
     assert environment.moment("cpu").items() >= {"gpu_mhz": 0, "gpu_throttling": ""}.items()
 
 
