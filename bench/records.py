@@ -203,14 +203,14 @@ class Store:
                 continue
             try:
                 data = json.loads(line)
-                if data.get("schema_version") not in READABLE:
+                if str(data.get("schema_version")) not in map(str, READABLE):
                     complaints.append(
                         f"{self.path}:{number}: schema version {data.get('schema_version')} is none of "
                         f"{', '.join(map(str, READABLE))}; the line is skipped."
                     )
                     continue
                 records.append(Record.model_validate(_upgraded(data)))
-            except (ValueError, ValidationError, AttributeError, KeyError, TypeError):
+            except (ValueError, ValidationError, AttributeError, KeyError, TypeError, RecursionError):
                 complaints.append(f"{self.path}:{number}: not a whole record (torn or edited); the line is skipped.")
         return records, complaints
 
@@ -270,6 +270,10 @@ def _upgraded(data: dict[str, Any]) -> dict[str, Any]:
     if data["schema_version"] == SCHEMA_VERSION:
         return data
     told = data["environment"]
-    before, key = told["counter_key"], counter_key(told["packages"], data["cell"]["device"], told["gpu"])
-    keys = {"counter_key": key, "timing_key": key + told["timing_key"].removeprefix(before)}
+    before, versions = told["counter_key"], {name: told["packages"][name] for name in KEY_PACKAGES}
+    _, agree, machine = told["timing_key"].partition(before)
+    if not agree or not before.startswith(f"torch {versions['torch'].split('+')[0]} | "):
+        raise ValueError("its keys do not fit each other and the packages")
+    key = counter_key(versions, data["cell"]["device"], told["gpu"])
+    keys = {"counter_key": key, "timing_key": key + machine}
     return data | {"schema_version": SCHEMA_VERSION, "environment": told | keys}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import io
+import sys
 import tokenize
 from collections.abc import Collection
 from functools import lru_cache
@@ -13,33 +14,33 @@ from pathlib import Path
 
 OURS = ("amaml_core", "bench")
 DIGITS = 12  # of a hash, in hexadecimal
-STATEMENT_BEGINS = (tokenize.ENCODING, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)  # right after one of these
+STATEMENT_BEGINS = (None, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)  # right after one of these
 
 
 def closure(modules: Collection[str], without: Collection[str] = ()) -> dict[str, Path]:
     """These modules and all that they import, directly or not: name -> file, in the order of the names.
 
-    Only modules of ``OURS`` and of the packages that ``modules`` belong to are followed. Of a package's ``__init__``,
-    which holds names only, just those that are used are: ``am.MetaProblem`` leads to ``amaml_core.problem``, and a
-    registry of methods to none of them.
+    Only modules of ``OURS`` and of the packages that ``modules`` belong to are followed. A package's ``__init__`` holds
+    names, and what looks names up: just those that are used are followed, so that ``am.MetaProblem`` leads to
+    ``amaml_core.problem`` and a registry of methods to none of them. What is not written as an import or as an
+    attribute of what was imported (``import_module``, ``getattr``, quoted annotations) is not seen.
 
     Args:
         modules: full names of modules, not of packages.
         without: modules that are left out, and what they import with them.
 
     Raises:
-        ModuleNotFoundError: there is no such module.
+        ModuleNotFoundError: there is no such module, or no file of it.
     """
     tops = {*OURS, *(name.partition(".")[0] for name in modules)}
     found: dict[str, Path] = {}
     waiting = sorted(set(modules) - set(without))
     while waiting:
         name = waiting.pop()
-        path = only(name)[name]
-        found[name] = path
-        for module, attribute in _uses(path.read_bytes(), name, path.name == "__init__.py"):
-            if module.partition(".")[0] in tops and (home := _home(module, attribute)):
-                waiting += {home} - found.keys() - {*without, *waiting}
+        path = found[name] = only(name)[name]
+        for module, attribute in sorted(_uses(path.read_bytes(), name, path.name == "__init__.py")):
+            if module.partition(".")[0] in tops or attribute in tops:
+                waiting += _homes(module, attribute) - found.keys() - {*without, *waiting}
     return dict(sorted(found.items()))
 
 
@@ -47,42 +48,59 @@ def only(*modules: str) -> dict[str, Path]:
     """These modules alone: name -> file.
 
     Raises:
-        ModuleNotFoundError: there is no such module.
+        ModuleNotFoundError: there is no such module, or no file of it.
     """
     files = {name: _file(name) for name in sorted(modules)}
     if missing := [name for name, path in files.items() if path is None]:
-        raise ModuleNotFoundError(f"There is no module {missing[0]}.", name=missing[0])
+        raise ModuleNotFoundError(f"There is no file of the module {missing[0]}.", name=missing[0])
     return {name: path for name, path in files.items() if path is not None}
 
 
-def digest(files: dict[str, Path]) -> str:
-    """The first ``DIGITS`` hex digits of the SHA-256 over these modules' names and their code; see ``code``."""
+def digest(files: dict[str, Path], *more: str) -> str:
+    """The first ``DIGITS`` hex digits of the SHA-256 over these modules' names and code, and more texts."""
     hashed = hashlib.sha256()
     for name, path in files.items():
-        hashed.update(name.encode() + b"\0" + code(path.read_bytes()) + b"\0")
+        hashed.update(name.encode() + b"\0" + code(path.read_bytes()).encode() + b"\0")
+    for text in more:
+        hashed.update(text.encode() + b"\0")
     return hashed.hexdigest()[:DIGITS]
 
 
 @lru_cache(maxsize=1024)
-def code(source: bytes) -> bytes:
+def code(source: bytes) -> str:
     """A Python file without what people alone read: comments, docstrings and the lines that hold nothing else."""
-    lines: list[str | None] = [*source.decode().split("\n")]
-    tokens = list(tokenize.tokenize(io.BytesIO(source).readline))
+    encoding, _ = tokenize.detect_encoding(io.BytesIO(source).readline)
+    text = source.decode(encoding).replace("\r\n", "\n")
+    lines: list[str | None] = [*text.split("\n")]
+    tokens = _outside_of_strings(text)
+    remarks = [token for token in tokens if token.type in (tokenize.COMMENT, tokenize.NL)]
     telling = [token for token in tokens if token.type not in (tokenize.COMMENT, tokenize.NL)]
-    docstrings = [
-        token
-        for before, token, after in zip(telling, telling[1:], telling[2:], strict=False)
-        if token.type == tokenize.STRING and before.type in STATEMENT_BEGINS and after.type == tokenize.NEWLINE
-    ]
-    remarks = [*docstrings, *(token for token in tokens if token.type in (tokenize.COMMENT, tokenize.NL))]
+    before = [None, *(token.type for token in telling)]
+    for kind, token, after in zip(before, telling, telling[1:], strict=False):
+        alone = kind in STATEMENT_BEGINS and after.type == tokenize.NEWLINE
+        remarks += [token] * (token.type == tokenize.STRING and alone)
     for token in sorted(remarks, key=lambda token: token.start, reverse=True):
         (first, start), (last, end) = token.start, token.end
+        if first > 1 and (lines[first - 2] or "").endswith("\\"):
+            continue  # it ends the statement that goes on here
         if token.type != tokenize.NL:
             left = (lines[first - 1] or "")[:start] + (lines[last - 1] or "")[end:]
             lines[first - 1 : last] = [left.rstrip(), *[None] * (last - first)]
         if not (lines[first - 1] or "").strip():
             lines[first - 1] = None
-    return "\n".join(line for line in lines if line is not None).rstrip().encode()
+    return "\n".join(line for line in lines if line is not None).rstrip()
+
+
+def _outside_of_strings(text: str) -> list[tokenize.TokenInfo]:
+    """The tokens of a text; those inside of f-strings, which Python tells from 3.12 on, are left out."""
+    begin, end = (getattr(tokenize, name, None) for name in ("FSTRING_START", "FSTRING_END"))
+    kept, depth = [], 0
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        depth -= token.type == end
+        if not depth:
+            kept.append(token)
+        depth += token.type == begin
+    return kept
 
 
 @lru_cache(maxsize=1024)
@@ -98,13 +116,13 @@ def _uses(source: bytes, name: str, is_package: bool) -> frozenset[tuple[str, st
 
 @lru_cache(maxsize=1024)
 def _bindings(source: bytes, name: str, is_package: bool) -> frozenset[tuple[str, str]]:
-    """The local names that a module's imports make, with what each stands for in full."""
+    """The local names that a module's imports make, with what each stands for in full; "*" for all of a module."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 top = alias.name.partition(".")[0]
-                found.add((alias.asname or top, alias.name if alias.asname else top))
+                found |= {(alias.asname, alias.name)} if alias.asname else {(top, top), ("", alias.name)}
         elif isinstance(node, ast.ImportFrom):
             parts = name.split(".")
             package = parts[: len(parts) - node.level + is_package] if node.level else []
@@ -122,25 +140,38 @@ def _dotted(node: ast.AST) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
-def _home(module: str, name: str) -> str:
-    """The module that holds what ``module`` calls by this name; empty for packages and what stands in an __init__."""
-    if (path := _file(f"{module}.{name}")) is not None:
-        return "" if path.name == "__init__.py" else f"{module}.{name}"
+def _homes(module: str, name: str, asked: frozenset[tuple[str, str]] = frozenset()) -> set[str]:
+    """The modules that hold what ``module`` calls by this name: none for packages and for what an __init__ defines."""
+    full = f"{module}.{name}" if module else name
+    if (path := _file(full)) is not None:
+        return set() if path.name == "__init__.py" else {full}
     if (path := _file(module)) is None or path.name != "__init__.py":
-        return module if path else ""
-    full = dict(_bindings(path.read_bytes(), module, True)).get(name, "")
-    return _home(*full.rpartition(".")[::2]) if full else ""
+        return {module} if path else set()
+    found = set()
+    if (module, name) not in asked:  # two packages may take names of each other
+        for local, meant in _bindings(path.read_bytes(), module, True):
+            inner, _, last = meant.rpartition(".")
+            if local == name or name == "*":
+                found |= _homes(inner, last, asked | {(module, name)})
+            elif local == "*":
+                found |= _homes(inner, name, asked | {(module, name)})
+    return found
 
 
 def _file(name: str) -> Path | None:
-    """Of a module or package; None where there is none."""
+    """Of a module or package, in Python's own order; None where there is none."""
     top, *rest = name.split(".")
-    spec = find_spec(top)  # of a top-level name: finds it without importing it
-    if spec is None or spec.origin is None or (rest and not spec.submodule_search_locations):
-        return None
-    path = Path(spec.origin)
-    if not rest:
-        return path
-    inner = path.parent.joinpath(*rest)
-    candidates = (inner.with_name(f"{inner.name}.py"), inner / "__init__.py")
-    return next((candidate for candidate in candidates if candidate.is_file()), None)
+    try:
+        spec = find_spec(top) if top else None  # of a top-level name: finds it without importing it
+    except ValueError:  # of what was not imported from a file
+        spec = None
+    places: list[Path] = []
+    if spec is not None and rest:
+        for folder in spec.submodule_search_locations or ():
+            inner = Path(folder).joinpath(*rest)
+            places += [inner / "__init__.py", inner.with_name(f"{inner.name}.py")]
+    elif spec is not None and spec.origin is not None:
+        places.append(Path(spec.origin))
+    if (loaded := getattr(sys.modules.get(name), "__file__", None)) is not None:
+        places.append(Path(loaded))  # a script, or what was found by other means
+    return next((place for place in places if place.suffix == ".py" and place.is_file()), None)

@@ -136,14 +136,11 @@ def _one_a_cell(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
         )
     for probe in sorted({record.cell.probe for record in kept}):
         rows = [record for record in kept if record.cell.probe == probe]
-        # a version covers a problem's source too, and a peer's own
-        for problem, own in sorted({_sources(record) for record in rows}):
-            versions = sorted({record.benchmark_version for record in rows if _sources(record) == (problem, own)})
-            if len(versions) > 1:
-                notes.append(
-                    f"The records of probe {probe} on {problem} come from different benchmark versions: "
-                    f"{', '.join(versions)}."
-                )
+        for problem, versions in sorted(_mixed(rows).items()):
+            notes.append(
+                f"The records of probe {probe} on {problem} come from different benchmark versions: "
+                f"{', '.join(sorted(versions))}."
+            )
         keys = sorted({record.identity[2] for record in rows})
         if len(keys) > 1:
             notes.append(
@@ -258,5 +255,12 @@ def plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
 
 
-def _sources(record: Record) -> tuple[str, bool]:
-    return record.cell.problem, record.cell.engine == "own"
+def _mixed(records: Sequence[Record]) -> dict[str, set[str]]:
+    """Problem -> the versions of those methods on it that have several: each method has a version of its own."""
+    found: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for record in records:
+        found[record.cell.problem, record.cell.method].add(record.benchmark_version)
+    mixed: dict[str, set[str]] = defaultdict(set)
+    for (problem, _), versions in found.items():
+        mixed[problem] |= versions if len(versions) > 1 else set()
+    return {problem: versions for problem, versions in mixed.items() if versions}

@@ -9,7 +9,7 @@ import typer
 from bench.commands.console import tell
 
 
-def command(name: Annotated[str, typer.Argument(help="of `amaml-bench list data`")]) -> None:
+def command(name: Annotated[str, typer.Argument(help="jester, movielens_100k, movielens_1m")]) -> None:
     """Fetch a data set from its publisher, unless it is at hand, and check it."""
     from amaml_core import InputError
     from bench.problems import data

@@ -10,7 +10,7 @@ from bench.commands.options import CellId, Device, DryRun, Memory, Only, OutDir,
 
 
 def command(
-    experiment: Annotated[str, typer.Argument(help="its name, e.g. regression")],
+    experiment: Annotated[str, typer.Argument(help="regression or ratings")],
     quick: Annotated[bool, typer.Option("--quick", help="one seed and few outer updates: to see it work")] = False,
     out_dir: OutDir = None,
     device: Device = None,

@@ -95,7 +95,7 @@ class Observations(BaseModel):
     Attributes:
         against: the other revision as it was asked for.
         base: its commit.
-        head: this checkout's, with "+dirty" where files differ from it.
+        head: this checkout's, with "+dirty" where its sources differ from it.
         environment: what ``environment.describe`` tells.
         began_at: in UTC.
         ended_at: empty while it runs, and where it was cut off or given up.

@@ -133,7 +133,7 @@ def busy(seconds: float = 0.5) -> str:
 def describe(device: str, threads: int) -> dict[str, Any]:
     """The environment of measurements on ``device`` with ``threads`` torch threads, as plain JSON."""
     gpu = torch.cuda.get_device_name() if device == "cuda" else ""
-    packages = {name: found for name in PACKAGES if (found := installed(name))}
+    packages = {name: found for name in PACKAGES if (found := installed(name))} | {"torch": torch.__version__}
     key = counter_key(packages, device, gpu)
     cpu, cores = _cpu_model(), usable_cores()
     blas = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, Protocol
 
 from bench.harness import environment
@@ -20,6 +21,7 @@ from bench.records import FINAL_STATUSES, TIMED_PROBES, Cell, Record, Store, can
 
 EXCLUSIVE_PROBES = TIMED_PROBES | {"allocator", "memory"}  # these run alone; others run two at once
 SHARED_WORKERS = min(2, environment.usable_cores())
+UNREADABLE = "unreadable"  # the version of sources that no worker could have run
 MEMORY_SHARE = 0.7  # of what is available, for all workers that run at once
 
 
@@ -181,20 +183,18 @@ def _run_cell(
         # CUDA maps more address space than any limit, so that there the watch has to do
         "memory_limit_bytes": limits.memory_bytes if cell.device == "cpu" else None,
     }
+    version, revision = _sources(cell)
     answer = ask(request, limits, command, interrupt, tell)
     if answer is None:
         return None
-    # as the worker found its sources, for they may have changed since the sweep began; else as they are now
-    version = answer.pop("benchmark_version", None) or benchmark_version(cell.problem, cell.method, cell.probe)
-    revision = answer.pop("git_revision", None)
+    # a worker tells of the sources as it found them, which may have changed since this one looked
+    revision = answer.pop("git_revision", revision)
     asked = {
-        "benchmark_version": version,
+        "benchmark_version": answer.pop("benchmark_version", version),
         "sweep": plan.sweep,
         "cell_id": cell.cell_id,
         "cell": cell,
-        "environment": plan.environments[cell.probe]
-        | now
-        | {"git_revision": git_revision() if revision is None else revision},
+        "environment": plan.environments[cell.probe] | now | {"git_revision": revision},
         "started_at": started.isoformat(timespec="seconds"),
         "duration_s": round(time.perf_counter() - began, 3),
     }
@@ -206,6 +206,14 @@ def _run_cell(
             asked | failed("crashed", "The worker's answer is not a record: it holds NaN or a wrong field.")
         )
     return record
+
+
+def _sources(cell: Cell) -> tuple[str, str]:
+    """The version and the revision of the sources now; no version where one of them is just being written."""
+    try:
+        return benchmark_version(cell.problem, cell.method, cell.probe), git_revision()
+    except (OSError, SyntaxError, TokenError, ValueError):
+        return UNREADABLE, ""
 
 
 def _checkpoints(plan: Plan, store: Store, cell: Cell) -> Path:

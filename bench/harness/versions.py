@@ -2,39 +2,45 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from amaml_core import METHODS
+from amaml_core import METHODS, InputError
 from bench import sources
 from bench.peers import PEERS
 from bench.problems import PROBLEMS
 
 WORKER = "bench.harness.worker"
-FORMS = ("bench.records",)  # how questions and answers are written down makes no number
+FORMS = ("bench.records", "bench.sources")  # how answers are written down, and versions made, makes no number
 ROOT = Path(__file__).parents[2]
+# of the environment, what would have git look at another repository
+ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE")
 
 
 def benchmark_version(problem: str, method: str, probe: str) -> str:
-    """The hash of the code behind the numbers of such cells, read from the disk anew each time.
+    """The hash of what is behind the numbers of such cells, read from the disk anew each time.
 
-    That is what the method, the problem and the probe rest on, the worker, and of a peer the versions of the packages
-    that it stands for.
+    That is the code that the method, the problem and the probe rest on, the worker, and of a peer the versions of the
+    packages that it stands for.
+
+    Raises:
+        InputError: there is no file of a method or problem that was registered.
     """
-    own = sources.digest(sources.closure(roots(problem, method, probe), FORMS) | sources.only(WORKER))
-    if method not in PEERS:
-        return own
-    told = [f"{name} {installed(name)}" for name in PEERS[method].packages]
-    return hashlib.sha256(" ".join([own, *told]).encode()).hexdigest()[: sources.DIGITS]
+    named = [PROBLEMS[problem], *(registry[method] for registry in (METHODS, PEERS) if method in registry)]
+    packages = [f"{name} {installed(name)}" for name in PEERS[method].packages] if method in PEERS else []
+    return sources.digest(files(problem, method, probe), *(one.__qualname__ for one in named), *packages)
 
 
-def roots(problem: str, method: str, probe: str) -> list[str]:
-    """The modules that a cell names; a method of no registry is the problem's own."""
-    named = [registry[method].__module__ for registry in (METHODS, PEERS) if method in registry]
-    return [PROBLEMS[problem].__module__, f"bench.probes.{probe}", *named]
+def files(problem: str, method: str, probe: str) -> dict[str, Path]:
+    """The modules that such a number rests on: name -> file. A method of no registry is the problem's own."""
+    named = [PROBLEMS[problem], *(registry[method] for registry in (METHODS, PEERS) if method in registry)]
+    modules = [f"bench.probes.{probe}", *(one.__module__ for one in named)]
+    try:
+        return sources.closure(modules, FORMS) | sources.only(WORKER)
+    except ModuleNotFoundError as error:
+        raise InputError(f"{error} Its rows could not be told from those of other code; put it into a file.") from None
 
 
 def installed(package: str) -> str:
@@ -60,7 +66,7 @@ def git_revision(root: Path = ROOT) -> str:
 
 def _git(root: Path, *arguments: str) -> str:
     """What git says of the repository around a directory, whatever the environment names; empty where it fails."""
-    own = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    own = {key: value for key, value in os.environ.items() if key not in ELSEWHERE}
     try:
         command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
         done = subprocess.run(command, env=own, capture_output=True, text=True, timeout=10)

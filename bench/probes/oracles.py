@@ -11,11 +11,12 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import asdict
-from importlib.metadata import version
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
 from filelock import FileLock
 from platformdirs import user_cache_path
@@ -30,7 +31,7 @@ from bench.problems.base import MetaBenchProblem
 from bench.records import Cell, canonical_json
 
 Instance = tuple[am.MetaProblem, Tensor, am.TaskBatch]
-PACKAGES = ("numpy", "scipy", "torch")  # whose solvers and derivatives these are
+PACKAGES = {module.__name__: module.__version__ for module in (np, scipy, torch)}  # whose solvers and derivatives
 
 
 def flow(
@@ -167,16 +168,20 @@ def references(problem: MetaBenchProblem, cell: Cell, sample: int) -> dict[str, 
     """The references ``[d]`` that apply to a cell, by target, at one of the problem's start values."""
     about = asdict(problem) | {"problem": cell.problem, "seed": cell.seed, "sample": sample}
     about.pop("samples")  # how many there are is no part of the question
-    code = sources.digest(sources.closure([__name__, type(problem).__module__], without=["bench.records"]))
+    behind = {"version": _version(type(problem).__module__), "packages": PACKAGES}
     found = {}
     for target, settings in problem.reference_settings(cell.options).items():
-        asked = {"target": target, "where": about, "settings": settings, "version": code}
-        packages = {name: version(name) for name in PACKAGES}
-        make = lambda: problem.instance(cell.seed, sample)  # noqa: E731
-        gradient = _cached(asked | {"packages": packages}, target, settings, make)
+        key = {"target": target, "where": about, "settings": settings} | behind
+        gradient = _cached(key, target, settings, lambda: problem.instance(cell.seed, sample))
         if gradient is not None:
             found[target] = gradient
     return found
+
+
+@cache
+def _version(module: str) -> str:
+    """Of the code behind the references of a problem's module, as this process found it: it may change meanwhile."""
+    return sources.digest(sources.closure([__name__, module], without=["bench.records", "bench.sources"]))
 
 
 def _cached(key: dict[str, Any], target: str, settings: dict[str, Any], make: Callable[[], Instance]) -> Tensor | None:

@@ -19,17 +19,6 @@ FEATURED = 5.0  # the horizon that is told and shown first: that of the sweep of
 # the metric of a method's error to its own target; a surrogate estimates no gradient that there is an oracle for
 ERROR_TO = {"flow": "rel_error_flow", "unrolled": "rel_error_unrolled", "stationary": "rel_error_stationary"}
 
-PEERS = {
-    "diffrax": "diffrax (JAX): reverse mode through an adaptive solve of the flow, checkpointed",
-    "jax-maml": "plain JAX: reverse mode through a jitted scan of all steps",
-    "jax-remat-maml": "plain JAX: the same, each step checkpointed (jax.checkpoint)",
-    "torchopt-maml": "TorchOpt: its differentiable SGD in eager torch, a task at a time",
-    "higher-maml": "higher: its differentiable SGD in eager torch, a task at a time",
-    "loop-maml": "a loop by hand in eager torch with create_graph=True, a task at a time",
-    "loop-fomaml": "a loop by hand in eager torch, a task at a time",
-    "loop-reptile": "a loop by hand in eager torch, a task at a time",
-    "loop-imaml": "a loop by hand in eager torch, then conjugate gradients, a task at a time",
-}
 COUNTERPART = {
     "jax-maml": "maml",
     "torchopt-maml": "maml",

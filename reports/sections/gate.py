@@ -27,7 +27,7 @@ def _text(known: Calibration) -> str:
         f"have failed in {known.suspected}, the control alarmed in {known.control_alarms}. Found: the share of "
         f"{known.planted_runs} resampled runs with this slowdown of one case that failed for it and for nothing else. "
         f"Cases whose blocks spread by more than {words.share(QUIET)} decide too little on that machine. "
-        f"Made by `{known.command}` (bench/calibrate.py)."
+        f"Made by `{known.command}` (bench/gate/calibrate.py)."
     )
 
 

@@ -1,5 +1,11 @@
+import subprocess
+import sys
+
 import pytest
 import torch
+
+from bench.problems.data import DATA
+from bench.spec import EXPERIMENTS
 
 
 def test_what_lies_in_the_working_directory_is_not_taken_for_the_benchmark(shell, desk):
@@ -42,3 +48,27 @@ def test_bad_input_is_one_sentence_and_exit_code_2(cli, arguments, culprit):
 def test_a_device_that_is_not_there_is_bad_input(cli):
     done = cli("run", "tiny.toml", "--device", "cuda")
     assert (done.returncode, "--device cpu" in done.stderr) == (2, True)
+
+
+HEAVY = ("torch", "numpy", "scipy", "pandas", "psutil", "amaml_core")  # typer itself takes pydantic
+HELP = f"""
+import sys
+from bench.__main__ import main
+try:
+    main()
+except SystemExit as ended:
+    assert not ended.code
+print(*(name for name in {HEAVY} if name in sys.modules), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["train"], ["gate"], ["calibrate"], ["fetch"], ["profile"], ["list"]])
+def test_help_waits_for_nothing_that_takes_time_to_import(command):
+    done = subprocess.run([sys.executable, "-c", HELP, *command, "--help"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.strip()) == (0, "")
+    assert "Usage" in done.stdout
+
+
+def test_help_names_the_choices(cli):
+    assert all(name in cli("train", "--help").stdout for name in EXPERIMENTS)
+    assert all(name in cli("fetch", "--help").stdout for name in DATA)

@@ -115,6 +115,32 @@ def test_a_row_of_the_first_schema_that_lacks_them_is_skipped(tmp_path, make_rec
     assert "not a whole record" in complaint
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"counter_key": "torch 2.7.0 | cpu"},
+        {"timing_key": "torch 2.7.0 | cpu | A CPU | 2 cores | 1 threads"},
+        {"packages": PACKAGES | {"torch": "2.7.0"}},
+        {"packages": {name: version for name, version in PACKAGES.items() if name != "scipy"}},
+    ],
+)
+def test_a_row_of_the_first_schema_whose_keys_do_not_fit_is_skipped(tmp_path, make_record, told):
+    data = first_schema(make_record())
+    data["environment"] |= told
+    Store(tmp_path).path.write_text(json.dumps(data) + "\n")
+    records, (complaint,) = Store(tmp_path).read()
+    assert records == []
+    assert "not a whole record" in complaint
+
+
+@pytest.mark.parametrize("version", [True, 1.0, None, [1], "2 "])
+def test_a_schema_version_that_is_no_number_of_one_is_skipped(tmp_path, make_record, version):
+    data = make_record().model_dump() | {"schema_version": version}
+    Store(tmp_path).path.write_text(json.dumps(data) + "\n")
+    records, (complaint,) = Store(tmp_path).read()
+    assert (records, "the line is skipped" in complaint) == ([], True)
+
+
 @pytest.mark.parametrize("package", KEY_PACKAGES)
 def test_a_key_names_each_package_that_makes_numbers(package):
     key = counter_key(PACKAGES, "cpu")

@@ -55,10 +55,7 @@ def package(tmp_path, monkeypatch):
 )
 def test_an_import_is_followed_however_it_is_written(package, statement):
     names = "from toy.a import f\nfrom toy.a import f as renamed\nfrom toy.b import h\nALL = {'h': h}\n"
-    found = package("user", __init__=names, a="def f(): pass", b="def h(): pass", user=statement)
-    if statement == "import toy.a":
-        found |= {"a"}  # bound, and never used
-    assert found == {"user", "a"}
+    assert package("user", __init__=names, a="def f(): pass", b="def h(): pass", user=statement) == {"user", "a"}
 
 
 def test_a_registry_leads_nowhere_and_what_is_named_from_it_leads_to_its_own_file(package):
@@ -73,6 +70,31 @@ def test_all_that_is_imported_by_what_is_imported_belongs_to_it(package):
     assert found == {"a", "b", "c", "inner.d"}  # and a circle ends
 
 
+EITHER = "try:\n    from toy.a import f\nexcept ImportError:\n    from toy.b import f"
+
+
+@pytest.mark.parametrize(
+    ("init", "user", "expected"),
+    [
+        ("from toy.a import *", "from toy import f", {"user", "a"}),
+        ("from toy.a import *", "import toy\ntoy.f()", {"user", "a"}),
+        ("from toy.a import f\nfrom toy.b import g", "from toy import *", {"user", "a", "b"}),
+        (EITHER, "from toy import f", {"user", "a", "b"}),
+        ("from . import native", "from toy import native", {"user"}),
+        ("from toy.inner import f", "from toy import f", {"user"}),
+        ("f = 1", "from toy import f", {"user"}),
+    ],
+)
+def test_names_of_a_package_lead_to_all_places_that_they_may_come_from(package, init, user, expected):
+    inner = {"inner__of____init__": "from toy import f"}  # each takes it of the other
+    assert package("user", __init__=init, user=user, a="f = 1", b="f = g = 1", **inner) == expected
+
+
+def test_a_package_comes_before_a_module_of_its_name(package):
+    """As Python has it."""
+    assert package("user", user="from toy.e import f", e="f = 1", e__of____init__="f = 2") == {"user"}
+
+
 def test_what_is_left_out_takes_along_what_only_it_needs(package):
     files = {"a": "import toy.b as b\nimport toy.c as c", "b": "import toy.d as d", "c": "", "d": ""}
     assert package("a", ["toy.b"], **files) == {"a", "c"}
@@ -84,7 +106,7 @@ def test_nothing_is_imported(package):
 
 
 def test_a_module_that_is_not_there_is_told():
-    with pytest.raises(ModuleNotFoundError, match=r"no module bench\.nothing"):
+    with pytest.raises(ModuleNotFoundError, match=r"no file of the module bench\.nothing"):
         sources.closure(["bench.nothing"])
 
 
@@ -125,14 +147,36 @@ class A:
 
 
 def test_comments_and_docstrings_are_no_code():
-    assert sources.code(PYTHON.encode()).decode() == CODE
+    assert sources.code(PYTHON.encode()) == CODE
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (b"x = 1 \\\n# c\n+2\n", b"x = 1 \\\n+2\n"),
+        (b"# -*- coding: latin-1 -*-\nx = '\xc3\xa9'\n", b"x = '\xc3\xa9'\n"),
+        (b"x = f'''{\n\n1=}'''\n", b"x = f'''{\n1=}'''\n"),
+        (b"x = '''a\n\nb'''\n", b"x = '''a\nb'''\n"),
+        (b"x = 'a  # b'\n", b"x = 'a'\n"),
+    ],
+)
+def test_different_programs_have_different_code(one, other):
+    assert sources.code(one) != sources.code(other)
+
+
+@pytest.mark.parametrize(
+    "same",
+    [b"x = 1\r\ny = 2\r\n", b"\xef\xbb\xbfx = 1  # c\ny = 2", b"# -*- coding: latin-1 -*-\n# \xe9\nx = 1\ny = 2\n"],
+)
+def test_what_an_editor_changes_is_no_code(same):
+    assert sources.code(same) == "x = 1\ny = 2"
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("amaml_core/**/*.py")) + sorted(ROOT.glob("bench/**/*.py")), ids=str)
 def test_all_else_is_kept(path):
     """But for statements that are strings the syntax tree is the same."""
     source = path.read_text()
-    assert _stripped(_mended(sources.code(source.encode()).decode())) == _stripped(source)
+    assert _stripped(_mended(sources.code(source.encode()))) == _stripped(source)
 
 
 def _mended(text):

@@ -119,6 +119,11 @@ def test_the_target_is_the_one_that_the_record_tells(make):
     assert tabulate([make(target="flow"), make(target="")]).target.tolist() == ["flow", ""]
 
 
+def test_methods_with_versions_of_their_own_are_not_mixed(make, tmp_path, store):
+    rows = [make(version="a"), make(method="fomaml", version="b"), make("time", version="c")]
+    assert load([store(tmp_path / "s", rows)]).notes == []
+
+
 def test_mixed_versions_are_told_problem_by_problem(make, tmp_path, store):
     rows = [make(version="a"), make(version="b", problem="alpine"), make(version="c", problem="alpine", seed=1)]
     (note,) = load([store(tmp_path / "s", rows)]).notes

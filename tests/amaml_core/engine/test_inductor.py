@@ -23,9 +23,9 @@ METHODS = {
     "remat-maml": ("remat-maml", {"segment": "sqrt"}),
     "reptile": ("reptile", {}),
     "imaml": ("imaml", {"lam": 3.0}),
-    "amaml-euler": ("amaml", {"forward": "euler", "backward": "euler", "prox": 0.5}),
-    "amaml-checkpoint": ("amaml", {"forward": "euler", "backward": "euler", "prox": 0.5, "checkpoint": "sqrt"}),
-    "amaml-rk43": ("amaml", {"forward": "rk43", "backward": "rk4", "num_states": "accepted"}),
+    "amaml-euler": ("amaml", {"forward": "euler", "backward": "euler"}),
+    "amaml-checkpoint": ("amaml", {"forward": "euler", "backward": "euler", "checkpoint": "sqrt"}),
+    "amaml-rk43": ("amaml", {"forward": "rk43", "backward": "rk4", "num_states": "accepted", "prox": 0.5}),
     "amaml-rk43-discrete": ("amaml", {"forward": "rk43", "backward": "discrete", "num_states": "accepted"}),
     "amaml-dopri5": ("amaml", {"num_states": 2}),
 }

@@ -11,7 +11,6 @@ import pytest
 from sweep_process import SweepProcess
 
 from bench.harness import environment, runner
-from bench.harness.versions import benchmark_version
 from bench.records import KEY_PACKAGES, current
 
 MIB = 2**20
@@ -34,18 +33,33 @@ def test_another_benchmark_version_is_measured_again(stub_bench, make_cell, monk
 def test_another_version_of_a_package_that_makes_numbers_is_measured_again(stub_bench, make_cell, monkeypatch, package):
     stub_bench([make_cell("good")])
     known = environment.installed
+    if package == "torch":  # tells its own, which has a tag of its build
+        monkeypatch.setattr(environment.torch, "__version__", "0.0")
     monkeypatch.setattr(environment, "installed", lambda name: "0.0" if name == package else known(name))
     assert len(stub_bench([make_cell("good")])) == 1
 
 
 def test_a_row_has_the_version_and_the_revision_that_its_worker_found(stub_bench, make_cell, monkeypatch):
-    """They may change while a sweep runs; of a worker that does not answer it is what there is afterwards."""
-    monkeypatch.setattr(environment, "git_revision", lambda: "of the plan")
-    monkeypatch.setattr(runner, "git_revision", lambda: "of now")
-    (own,), (failed,) = stub_bench([make_cell("own")]), stub_bench([make_cell("raise")])
+    """They may change while a sweep runs; of a worker that does not answer it is what there was before it."""
+    (own,) = stub_bench([make_cell("own")])
     assert (own.benchmark_version, own.environment["git_revision"]) == ("of the worker", "abc+dirty")
-    assert failed.environment["git_revision"] == "of now"
-    assert failed.benchmark_version == benchmark_version("cosmixture", "raise", "error")
+    found = iter(["of the plan", "before it", "after it"])
+    monkeypatch.setattr(runner, "benchmark_version", lambda problem, method, probe: next(found))
+    monkeypatch.setattr(runner, "git_revision", lambda: "before it")
+    (failed,) = stub_bench([make_cell("raise")])
+    assert (failed.benchmark_version, failed.environment["git_revision"]) == ("before it", "before it")
+
+
+def test_a_source_that_is_just_being_written_stops_no_sweep(stub_bench, make_cell, monkeypatch):
+    def broken(*kind):
+        raise SyntaxError("half a file")
+
+    plan = runner.plan("test", [make_cell("raise"), make_cell("good")], stub_bench.store)
+    monkeypatch.setattr(runner, "plan", lambda *arguments, **options: plan)
+    monkeypatch.setattr(runner, "benchmark_version", broken)
+    records = stub_bench([])
+    assert {record.status for record in records} == {"ok", "crashed"}
+    assert {record.benchmark_version for record in records} == {runner.UNREADABLE}
 
 
 def test_exclusive_probes_run_alone_and_others_two_at_once(stub_bench, make_cell):

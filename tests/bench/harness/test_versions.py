@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 import bench
+from amaml_core import METHODS, InputError
 from bench import sources
 from bench.harness import versions
 from bench.harness.versions import benchmark_version, git_revision
 from bench.peers import PEERS
 from bench.probes import PROBES
+from bench.problems import PROBLEMS
 
 ROOT = Path(bench.__file__).parents[1]
 PROBLEM_NAMES = ("cosmixture", "cosmixture_training", "custom", "movielens_1m", "synthetic_images")
@@ -27,9 +29,14 @@ from bench import sources
 own = sources.only(sys.argv[1])
 kinds, forms = json.loads(sys.argv[2]), json.loads(sys.argv[3])
 rests = {root: sources.closure([root], forms) for root in {root for roots in kinds for root in roots}}
-print(json.dumps([sources.digest(dict(sorted((own | {k: v for r in kind for k, v in rests[r].items()}).items())))
-                  for kind in kinds]))
+files = [dict(sorted((own | {k: v for root in roots for k, v in rests[root].items()}).items())) for roots in kinds]
+print(json.dumps([[sorted(one), sources.digest(one)] for one in files]))
 """
+
+
+def roots(problem, method, probe):
+    named = [registry[method] for registry in (METHODS, PEERS) if method in registry]
+    return [f"bench.probes.{probe}", *(one.__module__ for one in (PROBLEMS[problem], *named))]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +48,7 @@ def copy(tmp_path_factory):
     root = tmp_path_factory.mktemp("copy")
     for package in sources.OURS:
         shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
-    asked = [versions.WORKER, json.dumps([versions.roots(*kind) for kind in KINDS]), json.dumps(versions.FORMS)]
+    asked = [versions.WORKER, json.dumps([roots(*kind) for kind in KINDS]), json.dumps(versions.FORMS)]
 
     def ask():
         command = [sys.executable, "-P", "-c", ASK, *asked]
@@ -50,6 +57,8 @@ def copy(tmp_path_factory):
         return json.loads(done.stdout)
 
     before = ask()
+    for kind, (names, _) in zip(KINDS, before, strict=True):
+        assert names == sorted(versions.files(*kind))  # what is asked here is what a version is made of
 
     def stale(*changes):
         kept = {}
@@ -66,7 +75,7 @@ def copy(tmp_path_factory):
     return stale
 
 
-def test_the_copy_is_asked_as_the_worker_asks(copy):
+def test_only_a_change_makes_stale(copy):
     assert copy() == set()
     assert copy(("amaml_core/errors.py", "import math\n", "import math\nNEW = 1\n")) == set(KINDS)
 
@@ -148,7 +157,9 @@ def test_a_changed_file_makes_stale_what_rests_on_it_and_nothing_else(copy, file
 @pytest.mark.parametrize("kind", KINDS[:: len(PROBES) + 1], ids=str)
 def test_what_makes_a_number_is_imported_at_the_top(kind):
     """So that a worker has it in memory before it reads the files for the version."""
-    for name, path in sources.closure(versions.roots(*kind), versions.FORMS).items():
+    behind = versions.files(*kind)
+    del behind[versions.WORKER]  # which waits with torch until its memory is limited
+    for name, path in behind.items():
         for function in ast.walk(ast.parse(path.read_bytes())):
             if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
                 inside = [node for node in ast.walk(function) if isinstance(node, ast.Import | ast.ImportFrom)]
@@ -163,6 +174,29 @@ def test_a_peers_own_packages_are_part_of_its_version(monkeypatch, method, packa
     known = versions.installed
     monkeypatch.setattr(versions, "installed", lambda name: "0.0" if name == package else known(name))
     assert [benchmark_version(*kind) != old for kind, old in zip(kinds, before, strict=True)] == [True, False, False]
+
+
+@pytest.mark.parametrize("name", ["jax-maml", "loop-maml"])
+def test_a_name_that_stands_for_another_class_of_the_same_file_is_another_version(monkeypatch, name):
+    before = benchmark_version("cosmixture", name, "time")
+    other = {"jax-maml": "jax-remat-maml", "loop-maml": "loop-fomaml"}[name]
+    monkeypatch.setitem(PEERS, name, PEERS[other])
+    assert benchmark_version("cosmixture", name, "time") != before
+    assert benchmark_version("cosmixture", "maml", "time") != benchmark_version("alpine", "maml", "time")
+
+
+def test_a_method_of_a_script_counts_with_the_script_and_one_of_no_file_is_refused(monkeypatch, tmp_path):
+    """As from a notebook: it is nowhere that a worker could import it from."""
+    script = tmp_path / "script.py"
+    script.write_text("from amaml_core.methods.maml import MAML\n")
+    monkeypatch.setattr(METHODS["maml"], "__module__", "__main__")
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(script), raising=False)
+    first = benchmark_version("cosmixture", "maml", "time")
+    script.write_text("from amaml_core.methods.maml import MAML\nCHANGED = 1\n")
+    assert benchmark_version("cosmixture", "maml", "time") != first
+    monkeypatch.delattr(sys.modules["__main__"], "__file__")
+    with pytest.raises(InputError, match="no file of the module __main__"):
+        benchmark_version("cosmixture", "maml", "time")
 
 
 # whose code it is
@@ -222,7 +256,15 @@ def test_the_environment_names_no_other_repository(ours, tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "other" / ".git"))
     monkeypatch.setenv("GIT_WORK_TREE", str(tmp_path / "other"))
     monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "index"))
+    monkeypatch.setenv("GIT_COMMON_DIR", str(tmp_path / "other" / ".git"))
     assert git_revision(ours) == expected
+
+
+def test_what_configures_git_is_kept(ours, monkeypatch):
+    """As containers do, whose checkouts belong to another user: here it names a setting that git cannot read."""
+    for name, value in {"COUNT": "1", "KEY_0": "core.bare", "VALUE_0": "neither"}.items():
+        monkeypatch.setenv(f"GIT_CONFIG_{name}", value)
+    assert git_revision(ours) == ""
 
 
 @pytest.mark.parametrize("place", ["lib/site-packages", "vendor/amaml-bench", "."])

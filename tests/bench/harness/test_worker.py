@@ -6,7 +6,9 @@ import time
 import psutil
 import pytest
 
+from amaml_core import InputError
 from bench.harness import worker
+from bench.probes.base import Measurement
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
@@ -37,3 +39,22 @@ def test_the_answer_of_the_real_worker_is_plain_json(make_cell):
     answer = worker.run(request)
     assert json.loads(json.dumps(answer, allow_nan=False)) == answer
     assert answer["metrics"]["grad_evals"] == 2
+
+
+@pytest.mark.parametrize(
+    ("ends", "status"), [(None, "ok"), (InputError("no"), "skipped"), (RuntimeError("bad_alloc"), "oom")]
+)
+def test_the_version_is_that_of_the_code_in_memory_whatever_comes_of_it(make_cell, monkeypatch, ends, status):
+    """It is read when all is imported and before anything is measured: the files may change after that."""
+
+    def measure(problem, cell):
+        monkeypatch.setattr("bench.harness.versions.benchmark_version", lambda *kind: "as changed")
+        if ends is not None:
+            raise ends
+        return Measurement()
+
+    monkeypatch.setattr("bench.harness.versions.benchmark_version", lambda *kind: "as imported")
+    monkeypatch.setattr("bench.harness.versions.git_revision", lambda: "abc")
+    monkeypatch.setattr("bench.probes.load", lambda name: measure)
+    answer = worker.run({"cell": make_cell("fomaml", "counts").model_dump(), "threads": 1})
+    assert (answer["status"], answer["benchmark_version"], answer["git_revision"]) == (status, "as imported", "abc")
