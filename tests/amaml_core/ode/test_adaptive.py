@@ -108,7 +108,7 @@ def test_the_last_steps_damp_what_the_way_back_starts_with():
     case = oracles.regression()
     made = partial(am.create_method, "amaml", inner_steps=100, inner_lr=0.05, backward="discrete")
     adaptive = made(forward="rk43", num_states="accepted", rtol=1e-2, atol=1e-5)
-    every = made(forward="rk4", num_states=1000).meta_gradient(case.problem, case.theta, case.tasks)
+    every = made(forward="rk4", num_states=500).meta_gradient(case.problem, case.theta, case.tasks)
     for task, exact in zip(case.tasks.chunks(1), every.task_grads, strict=True):
         found = adaptive.meta_gradient(case.problem, case.theta, task)
         assert found.stats["forward_steps"] < 20
