@@ -12,11 +12,27 @@ Example:
 """
 
 from amaml_core.adaptation import AdaptationCurve, accuracy, adaptation_curve, nrmse, rmse, target_std
-from amaml_core.errors import InputError
+from amaml_core.check import Check, check
+from amaml_core.errors import InputError, ModelWarning
 from amaml_core.inner import InnerProblem, Linearization
 from amaml_core.linear_solve import LinearSolution, conjugate_gradient
 from amaml_core.methods import METHODS, create_method
-from amaml_core.methods.base import Adaptation, MetaGradient, MetaGradientMethod, Status, Target
+from amaml_core.methods.amaml import AMAML
+from amaml_core.methods.base import (
+    Adaptation,
+    MetaGradient,
+    MetaGradientMethod,
+    Outcome,
+    Status,
+    Target,
+    gradient_descent,
+    unrolled,
+)
+from amaml_core.methods.fomaml import FOMAML
+from amaml_core.methods.imaml import IMAML
+from amaml_core.methods.maml import MAML
+from amaml_core.methods.remat_maml import RematMAML
+from amaml_core.methods.reptile import Reptile
 from amaml_core.ode.adjoint import BACKWARDS, adjoint_gradient, autodiff_gradient
 from amaml_core.ode.scheme import SolverFailedError, System, Trajectory
 from amaml_core.ode.solve import SOLVERS, solve
@@ -26,11 +42,16 @@ from amaml_core.tasks import TaskBatch, batches
 from amaml_core.training import Training, train
 
 __all__ = [
+    "AMAML",
     "BACKWARDS",
+    "FOMAML",
+    "IMAML",
+    "MAML",
     "METHODS",
     "SOLVERS",
     "Adaptation",
     "AdaptationCurve",
+    "Check",
     "GradientNorm",
     "InnerProblem",
     "InputError",
@@ -39,7 +60,11 @@ __all__ = [
     "MetaGradient",
     "MetaGradientMethod",
     "MetaProblem",
+    "ModelWarning",
+    "Outcome",
     "QueryLoss",
+    "RematMAML",
+    "Reptile",
     "SolverFailedError",
     "Status",
     "Stopping",
@@ -53,11 +78,14 @@ __all__ = [
     "adjoint_gradient",
     "autodiff_gradient",
     "batches",
+    "check",
     "conjugate_gradient",
     "create_method",
+    "gradient_descent",
     "nrmse",
     "rmse",
     "solve",
     "target_std",
     "train",
+    "unrolled",
 ]

@@ -36,6 +36,7 @@ class AdaptationCurve:
     adapted: Float[Tensor, "tasks params"]
 
 
+@torch.inference_mode(False)
 def adaptation_curve(
     problem: MetaProblem,
     theta: Float[Tensor, " params"],
@@ -111,6 +112,14 @@ def _one_chunk(
 
 def rmse(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Float[Tensor, " tasks"]:
     """The root-mean-square error of each task, ``[B]``, over its examples and outputs; NaN where none count."""
+    if not isinstance(prediction, Tensor) or not isinstance(target, Tensor) or prediction.shape != target.shape:
+        shapes = [
+            list(value.shape) if isinstance(value, Tensor) else type(value).__name__ for value in (prediction, target)
+        ]
+        raise InputError(
+            f"rmse compares predictions {shapes[0]} with targets {shapes[1]}, which must be tensors of one shape; pass "
+            "measure=am.accuracy for class labels, or a measure of your own."
+        )
     return _mean((prediction - target).square(), mask).sqrt()
 
 

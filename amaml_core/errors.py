@@ -1,20 +1,26 @@
 """The one exception for input that the caller can mend, and the checks that many options share."""
 
 import math
+from numbers import Integral
+
+
+class ModelWarning(UserWarning):
+    """What is done otherwise than somebody might expect because of how a model is made."""
 
 
 class InputError(ValueError):
     """Bad input, told in one sentence that names the culprit and the remedy."""
 
 
-def positive_integer(name: str, value: object) -> None:
-    """Refuse anything but a positive integer.
+def positive_integer(name: str, value: object) -> int:
+    """A positive integer, NumPy's too, as Python's; anything else is refused.
 
     Raises:
         InputError: naming the option.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
         raise InputError(f"{name}={value!r} is not a positive integer.")
+    return int(value)
 
 
 def positive_number(name: str, value: object, *, or_zero: bool = False) -> None:

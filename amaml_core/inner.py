@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import astuple, dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from amaml_core.engine import inductor
+from amaml_core.engine.captured import STATES, captured
 from amaml_core.engine.eager import vector_jacobian
 from amaml_core.engine.rule import per_call
 from amaml_core.engine.threads import one_at_a_time
+from amaml_core.errors import InputError
 from amaml_core.problem import MetaProblem
-from amaml_core.tasks import DATA, TaskBatch
+from amaml_core.tasks import TaskBatch
 
 Step = Callable[..., tuple[Tensor, ...]]
 """A pure, hashable function (inner problem, *tensors) -> tensors: what the engine compiles as a whole."""
@@ -56,13 +60,15 @@ class InnerProblem:
         self, problem: MetaProblem, theta: Float[Tensor, "*b params"], tasks: TaskBatch, prox: float = 0.0
     ) -> None:
         problem.check_tasks(theta, tasks)
+        if any(value.is_inference() for value in (theta, *tasks.tensors().values())):
+            theta, tasks = theta.clone(), tasks.map(torch.clone)  # autograd cannot keep what inference_mode made
         self.problem, self.theta, self.tasks, self.prox = problem, theta.detach(), tasks, prox
         self.stats: Counter[str] = Counter(grad_evals=0, hvp_evals=0)
-        modes = tuple(module.training for module in problem.model.modules())
-        autocast = torch.is_autocast_enabled(theta.device.type), torch.get_autocast_dtype(theta.device.type)
-        # on which a trace depends besides its tensors
-        self._context = (problem.inner_loss, problem.outer_loss, modes, autocast)
-        self._inputs = [self.theta, *(getattr(tasks, name).contiguous() for name in DATA), *problem.frozen().values()]
+        self.support, self.query = tasks.support, tasks.query
+        self.manners = (
+            problem.manner(problem.inner_loss, self.start(), self.support),
+            problem.manner(problem.outer_loss, self.start(), self.query),
+        )
 
     def per_call(self, cost: int = 1) -> int | None:
         """How many steps of ``cost`` gradients or products each make one compiled call; None in the eager engine."""
@@ -95,17 +101,46 @@ class InnerProblem:
         with one_at_a_time:
             if key not in self.problem.compiled:
                 self.problem.compiled[key] = self._compile(compile_, step, arguments, len(tensors))
-        function, counted = self.problem.compiled[key]
+            function, counted = self.problem.compiled[key]
         self.stats.update(counted)
         return function(*arguments)
+
+    @cached_property
+    def _inputs(self) -> list[Tensor]:
+        """What a trace is given besides the step's own tensors."""
+        data = tree_leaves((self.support, self.query))
+        return [self.theta, *(leaf.contiguous() for leaf in data), *self.problem.frozen().values()]
+
+    @cached_property
+    def _context(self) -> tuple[Hashable, ...]:
+        """On what a trace depends besides its tensors.
+
+        Raises:
+            InputError: what the losses or the model read is another time and again.
+        """
+        problem, device = self.problem, self.theta.device.type
+        modes = tuple(module.training for module in problem.model.modules())
+        autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+        reads = captured(inner_loss=problem.inner_loss, outer_loss=problem.outer_loss, model=problem.model)
+        manners = tuple(astuple(manner) for manner in self.manners)
+        structure = tree_flatten((self.support, self.query))[1]
+        before = list(problem.reads)
+        if reads not in before:
+            if len(before) == STATES:
+                last = before[-1]
+                culprit = next(path for path in [*reads, *last] if reads.get(path) != last.get(path))
+                raise InputError(
+                    f"What is compiled holds {culprit}, which changes time and again; make it a tensor that is changed "
+                    'in place, or use engine="eager".'
+                )
+            problem.reads.append(reads)
+        return problem.reads.index(reads), modes, autocast, manners, str(structure)
 
     def _compile(
         self, compile_: Callable[..., Any], step: Step, arguments: Sequence[Tensor], own: int
     ) -> tuple[Callable[..., Any], Counter[str]]:
         """A step compiled, and what each call of it evaluates; the first ``own`` arguments are the step's."""
         counted: Counter[str] = Counter()
-        with torch.no_grad():
-            self.loss(self.start())  # a model that draws random numbers, or does not fit, is told of here
 
         def pure(*values: Tensor) -> Any:
             traced = self._traced(values[own:])
@@ -119,12 +154,11 @@ class InnerProblem:
     def _traced(self, inputs: Sequence[Tensor]) -> InnerProblem:
         """This inner problem with these tensors in the place of its own, for a trace."""
         theta, *rest = inputs
-        problem = self.problem.traced(dict(zip(self.problem.frozen(), rest[len(DATA) :], strict=True)))
-        tasks = copy.copy(self.tasks)
-        for name, value in zip(DATA, rest, strict=False):
-            object.__setattr__(tasks, name, value)  # frozen, and not to be checked again
+        leaves, structure = tree_flatten((self.support, self.query))
         traced = copy.copy(self)
-        traced.problem, traced.tasks, traced.theta, traced.stats = problem, tasks, theta, Counter()
+        traced.theta, traced.stats = theta, Counter()
+        traced.support, traced.query = tree_unflatten(rest[: len(leaves)], structure)
+        traced.problem = self.problem.traced(dict(zip(self.problem.frozen(), rest[len(leaves) :], strict=True)))
         return traced
 
     def start(self) -> Float[Tensor, "tasks params"]:
@@ -133,7 +167,7 @@ class InnerProblem:
 
     def loss(self, u: Float[Tensor, "tasks params"]) -> Float[Tensor, " tasks"]:
         """The inner objective, ``[B]``."""
-        value = self.problem.losses(self.problem.inner_loss, u, self.tasks.support_x, self.tasks.support_y)
+        value = self.problem.losses(self.problem.inner_loss, u, self.support, self.manners[0])
         return value + 0.5 * self.prox * (u - self.theta).square().sum(-1) if self.prox else value
 
     def gradient(
@@ -158,7 +192,14 @@ class InnerProblem:
 
     def query_loss(self, u: Float[Tensor, "tasks params"]) -> Float[Tensor, " tasks"]:
         """L_val, ``[B]``."""
-        return self.problem.losses(self.problem.outer_loss, u, self.tasks.query_x, self.tasks.query_y)
+        return self.problem.losses(self.problem.outer_loss, u, self.query, self.manners[1])
+
+    def at_start(self) -> tuple[Float[Tensor, " tasks"], Float[Tensor, "tasks params"]]:
+        """The inner objective and its gradient at θ, uncounted: what a failure is told by."""
+        with torch.enable_grad():
+            u = self.start().clone().requires_grad_()
+            loss = self.loss(u)
+            return loss.detach(), torch.autograd.grad(loss.sum(), u)[0]
 
     def query_gradient(
         self, u: Float[Tensor, "tasks params"]
@@ -169,6 +210,11 @@ class InnerProblem:
 
 
 def _gradient(inner: InnerProblem, u: Tensor, create_graph: bool = True) -> tuple[Tensor, ...]:
+    if create_graph and (why := inner.manners[0].first_order):
+        raise InputError(
+            f"The inner loss has no second derivative ({why}), which this method needs; use fomaml or reptile, or "
+            "write that part of the model in operators that can be differentiated twice."
+        )
     with torch.enable_grad():
         # tasks do not interact, so the gradient of the sum holds each task's own gradient
         total = inner.loss(u).sum()

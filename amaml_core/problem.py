@@ -4,52 +4,86 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from typing import Any, Literal
+import warnings
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NoReturn
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.dropout import _DropoutNd
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from amaml_core.engine.rule import Engine, chosen
 from amaml_core.engine.threads import one_at_a_time
-from amaml_core.errors import InputError, positive_integer
-from amaml_core.tasks import DATA, TaskBatch
+from amaml_core.errors import InputError, ModelWarning, positive_integer
+from amaml_core.manner import Call, Manner, first_line, look
+from amaml_core.modules import Loss, Task, refuse_stateful, refuse_unusable, reset, size, tensors
+from amaml_core.tasks import TaskBatch, Tree
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+# what a model or a loss of somebody's can raise; exceptions of one's own pass
+MISTAKES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+
+
+@dataclass
+class Looked:
+    """What is known of how a problem's model is called, shared by all copies of the problem.
+
+    Attributes:
+        manners: by loss, modes and kind of tensor; the losses are kept, for they are known by their identity.
+        notes: sentences that were told.
+    """
+
+    manners: dict[Hashable, tuple[Loss | None, Manner]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def tell(self, note: str) -> None:
+        """Warn of it, once."""
+        if note not in self.notes:
+            self.notes.append(note)
+            warnings.warn(note, ModelWarning, stacklevel=2)
 
 
 class MetaProblem:
     """What is meta-learned: an initialisation θ of (some of) a model's parameters, judged by its losses.
 
+    Parameters that are frozen by ``requires_grad_(False)`` stay as they are, unless ``adapt`` names them. While a loss
+    is called the model holds the adapted parameters: a loss that reads them, or calls the model once more, reads and
+    calls the task's own. At the first batch the model is looked at (``amaml_core.manner``): it is called for all tasks
+    at once by vmap where that gives what torch's own operators give, and for one after the other where it does not.
+
     Args:
-        model: any module whose forward takes one input tensor. It is never changed.
+        model: any module. It is never changed. A tuple or list of inputs becomes its arguments, a dict its keywords.
         loss: ``loss(prediction, target) -> scalar`` of one task, used inside and outside.
         inner_loss: the loss on the support set where it differs from ``loss``.
         outer_loss: the loss on the query set where it differs from ``loss``.
         adapt: regular expression; parameters whose full name matches are adapted, the others keep the model's own
-            values. ``None`` adapts all.
+            values. ``None`` adapts all that are not frozen.
         shared: what happens to the parameters that ``adapt`` leaves out; ``"frozen"``: nothing.
         engine: ``"eager"``; ``"compiled"``: whole solver steps are compiled, once for each shape of the tasks; or
             ``"auto"``: compiled if at least ``PAYBACK`` outer updates are planned, the model has no convolutions and
-            at most ``SMALL`` parameters are adapted, else eager. What is compiled holds Python values that model and
-            loss use as they were at the first call; tensors may change. On the CPU it works on groups of tasks, a torch
-            thread each: adaptive steps belong to a group, and groups of different sizes are compiled apart.
+            at most ``SMALL`` parameters are adapted, else eager. What model and loss read besides their arguments may
+            change: tensors in place at no cost, anything else at that of compiling again. On the CPU it works on groups
+            of tasks, a torch thread each: adaptive steps belong to a group, and groups of different sizes are compiled
+            apart.
         planned_updates: outer updates that will be made with this problem, as far as known; only ``"auto"`` asks.
         chunk_size: at most so many tasks are worked on at once, which bounds the memory; ``None``: all of them.
 
+    Attributes:
+        asked: the engine that was asked for.
+        engine: the one that it stands for.
+        notes: sentences about the model that were told as warnings.
+
     Raises:
-        InputError: active dropout, running batch statistics, an ``adapt`` that matches nothing, mixed dtypes.
+        InputError: active dropout, running batch statistics, an ``adapt`` that matches nothing, mixed dtypes, or a
+            module that cannot be called with other parameters.
 
     Example:
         >>> import torch, amaml_core as am
         >>> problem = am.MetaProblem(torch.nn.Linear(2, 1), torch.nn.functional.mse_loss)
-        >>> problem.initial_parameters(seed=0).shape
+        >>> problem.initial_parameters().shape
         torch.Size([3])
     """
 
@@ -73,33 +107,58 @@ class MetaProblem:
             raise InputError("A loss is missing; pass loss=, or both inner_loss= and outer_loss=.")
         if shared != "frozen":
             raise InputError(f'shared={shared!r} is not available; use shared="frozen".')
-        if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
-            raise InputError(f"chunk_size={chunk_size!r} is not a positive number of tasks; use 1 or more, or None.")
-        positive_integer("planned_updates", planned_updates)
-        _refuse_stateful(model)
+        if chunk_size is not None:
+            chunk_size = positive_integer("chunk_size", chunk_size)
+        self.planned_updates = positive_integer("planned_updates", planned_updates)
+        refuse_unusable(model)
+        refuse_stateful(model)
         self.model, self.inner_loss, self.outer_loss, self.chunk_size = model, inner, outer, chunk_size
-        every = dict(model.named_parameters())
+        self._task = Task(model)
+        self._looked = Looked()
+        self._shapes = {name: value.shape for name, value in self._adapted(adapt).items()}
+        self._sizes = [shape.numel() for shape in self._shapes.values()]
+        self._convolves = any(isinstance(module, _ConvNd) for module in model.modules())
+        self._set_engine(engine)
+        self._traced_frozen: dict[str, Tensor] | None = None  # stands in for the frozen part while a step is traced
+
+    def _adapted(self, adapt: str | None) -> dict[str, nn.Parameter]:
+        every = dict(self.model.named_parameters())
         try:
             pattern = re.compile(".*" if adapt is None else adapt)
         except re.error as error:
             raise InputError(f"adapt={adapt!r} is not a regular expression ({error}); correct it.") from None
-        self._shapes = {name: value.shape for name, value in every.items() if pattern.fullmatch(name)}
-        if not self._shapes:
+        matching = {name: value for name, value in every.items() if pattern.fullmatch(name)}
+        if not matching:
             raise InputError(f"adapt={adapt!r} matches none of the parameters {', '.join(every)}; correct the pattern.")
-        self._sizes = [shape.numel() for shape in self._shapes.values()]
-        own = {every[name].dtype for name in self._shapes}
+        held = [name for name, value in matching.items() if not value.requires_grad]
+        if adapt is None:
+            matching = {name: value for name, value in matching.items() if value.requires_grad}
+            if not matching:
+                raise InputError("All parameters are frozen by requires_grad_(False); name those to adapt by adapt=.")
+        elif held:
+            self._looked.tell(
+                f"adapt={adapt!r} names {', '.join(held)}, frozen by requires_grad_(False): adapted still."
+            )
+        own = {value.dtype for value in matching.values()}
         if len(own) > 1 or not next(iter(own)).is_floating_point:
             raise InputError(f"The adapted parameters have dtypes {own}; convert the model to one floating dtype.")
-        self._convolves = any(isinstance(module, _ConvNd) for module in model.modules())
-        self.planned_updates = planned_updates
-        self._set_engine(engine)
-        self._traced_frozen: dict[str, Tensor] | None = None  # stands in for the frozen part while a step is traced
+        return matching
 
     def _set_engine(self, engine: Engine) -> None:
+        self.asked: Engine = engine
         self.engine: Literal["eager", "compiled"] = chosen(
             engine, planned_updates=self.planned_updates, dim=self.dim, convolves=self._convolves
         )
-        self.compiled: dict[Hashable, Any] = {}  # what is built for steps of its inner problems, and dies with it
+        # what is built for steps of its inner problems, and what model and losses read then; both die with it
+        self.compiled: dict[Hashable, Any] = {}
+        self.reads: list[dict[str, Hashable]] = []
+
+    def planning(self, updates: int) -> MetaProblem:
+        """The same problem for so many outer updates: "auto" may stand for another engine then."""
+        other = copy.copy(self)
+        other.planned_updates = max(updates, self.planned_updates)
+        other._set_engine(self.asked)
+        return other
 
     def with_engine(self, engine: Engine) -> MetaProblem:
         """The same problem under another engine; the model is shared.
@@ -116,12 +175,23 @@ class MetaProblem:
         """The number d of adapted parameters."""
         return sum(self._sizes)
 
-    def initial_parameters(self, seed: int | None = 0) -> Float[Tensor, " params"]:
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the adapted parameters, in the order of θ."""
+        return tuple(self._shapes)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was told of the model so far."""
+        return tuple(self._looked.notes)
+
+    def initial_parameters(self, seed: int | None = None) -> Float[Tensor, " params"]:
         """A start θ, ``[d]``, in ``named_parameters()`` order, row-major, in the model's dtype.
 
         Args:
-            seed: every module's ``reset_parameters()`` is called on a copy under this seed (parameters of a module
-                that has none keep the model's values); ``None``: the model's own values.
+            seed: every module's ``reset_parameters()`` is called on a copy under this seed, those of its parts before
+                its own; adapted parameters that none resets keep the model's values, which is told by a
+                ``ModelWarning``. ``None``: the model's own values.
         """
         source = self.model
         if seed is not None:
@@ -131,9 +201,11 @@ class MetaProblem:
                 torch.default_generator.manual_seed(seed)
                 for index in cuda:
                     torch.cuda.default_generators[index].manual_seed(seed)
-                for module in source.modules():
-                    if callable(reset := getattr(module, "reset_parameters", None)):
-                        reset()
+                kept = [name for name in reset(source) if name in self._shapes]
+            if kept:
+                self._looked.tell(
+                    f"No reset_parameters() initialises {', '.join(kept)}: under a seed they keep the model's values."
+                )
         return self.flatten(dict(source.named_parameters()))
 
     def flatten(self, state: Mapping[str, Tensor]) -> Float[Tensor, " params"]:
@@ -151,7 +223,7 @@ class MetaProblem:
     def unflatten(self, theta: Float[Tensor, " params"]) -> dict[str, Tensor]:
         """A whole ``state_dict`` of the model with θ in it, ready for ``load_state_dict``."""
         self.check_theta(theta)
-        parts = self._split(theta.detach())
+        parts = self.split(theta.detach())
         state = {name: value.clone() for name, value in self.model.state_dict().items()}
         first_name = {id(value): name for name, value in reversed(list(self.model.named_parameters()))}
         for name, value in self.model.named_parameters(remove_duplicate=False):  # a tied weight has several names
@@ -189,54 +261,114 @@ class MetaProblem:
         Raises:
             InputError: the tasks' dtype or device is not θ's, or the model was put into a mode that has a memory.
         """
-        _refuse_stateful(self.model)
-        for name in DATA:
-            value: Tensor = getattr(tasks, name)
+        refuse_stateful(self.model)
+        for name, value in tasks.tensors().items():
             if value.device != theta.device:
                 raise InputError(f"{name} is on {value.device} and theta on {theta.device}; move one of them.")
             if value.dtype.is_floating_point and value.dtype != theta.dtype:
                 raise InputError(f"{name} is {value.dtype} and theta {theta.dtype}; convert one of them.")
 
-    def predict(self, u: Float[Tensor, "tasks params"], x: Tensor) -> Tensor:
-        """The model's outputs ``[B, n, ...]`` for inputs ``[B, n, ...]``, each task with its own parameters."""
-        return self._over_tasks(lambda one, inputs: self._call(one, inputs), u, x)
+    def manner(self, loss: Loss | None, u: Float[Tensor, "tasks params"], data: tuple[Tree, ...]) -> Manner:
+        """How the model is called with this loss on such data: looked at once, then known.
 
-    def losses(self, loss: Loss, u: Float[Tensor, "tasks params"], x: Tensor, y: Tensor) -> Float[Tensor, " tasks"]:
-        """``[B]``: each task's loss at its own parameters.
+        Args:
+            loss: ``None``: only the model is called.
+            u: where it is looked at.
+            data: inputs, targets and perhaps a mask; see ``TaskBatch.support``.
 
         Raises:
-            InputError: the loss is not a scalar, or the model draws random numbers.
+            InputError: see ``amaml_core.manner.look``.
         """
+        modes = tuple(module.training for module in self.model.modules())
+        kind = (u.dtype, u.device.type, torch.is_autocast_enabled(u.device.type), len(data))
+        key = (id(loss), modes, *kind)
+        with one_at_a_time:
+            if key not in self._looked.manners or not self._looked.manners[key][1].sure:
+                self._looked.manners[key] = loss, self._look(loss, u, data)
+            return self._looked.manners[key][1]
 
-        def one_task(one: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-            value = loss(self._call(one, inputs), targets)
-            if not isinstance(value, Tensor) or value.ndim:
-                found = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-                raise InputError(f'The loss returned {found}; it must return a scalar (reduction="mean").')
-            return value
-
-        return self._over_tasks(one_task, u, x, y)
-
-    def _over_tasks(self, function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
+    def _look(self, loss: Loss | None, u: Tensor, data: tuple[Tree, ...]) -> Manner:
+        frozen = {name: value.clone() for name, value in self.frozen().items()}
+        # vmap turns convolutions into grouped ones, for which the CPU's kernels are slow
+        vmaps = not (self._convolves and u.device.type == "cpu")
+        call, exact = self._caller(loss or size, frozen), self._caller(loss or size, frozen, torch.float64)
         try:
-            # vmap turns convolutions into grouped ones, for which the CPU's kernels are slow
-            if self._convolves and arguments[0].device.type == "cpu":
-                with nullcontext() if self._traced_frozen is not None else _nothing_drawn():
-                    return torch.stack([function(*one) for one in zip(*arguments, strict=True)])
-            return vmap(function)(*arguments)
-        except RuntimeError as error:
-            if "random" in str(error):
-                raise InputError("The model draws random numbers in its forward pass; switch dropout off.") from error
-            if isinstance(error, torch.OutOfMemoryError) or not re.search("size|shape|dtype", str(error)):
-                raise
-            told = str(error).splitlines()[0]
-            raise InputError(f"The model or the loss cannot take these tasks ({told}); mend the shapes.") from error
+            manner = look(call, exact, self.model, loss, frozen, u, data, vmaps)
+        except MISTAKES as error:
+            _refuse_mistake(error)
+        if manner.why:
+            self._looked.tell(f"The tasks are worked on one after the other: {manner.why}.")
+        return manner
 
-    def _call(self, u: Tensor, x: Tensor) -> Tensor:
-        with one_at_a_time:  # functional_call puts the parameters into the module itself and takes them out again
-            return functional_call(self.model, {**self.frozen(), **self._split(u)}, (x,))
+    def _caller(self, loss: Loss, frozen: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> Call:
+        """What calls model and loss with these tensors in the place of ``frozen()``, in this dtype if one is given."""
+        if dtype is not None:
+            frozen = {name: value.to(dtype) if value.is_floating_point() else value for name, value in frozen.items()}
+            loss = copy.deepcopy(loss).to(dtype) if isinstance(loss, nn.Module) else loss
+        other = self.traced(frozen)
+        return lambda manner, u, data: other._over_tasks(loss, manner, u, data)
 
-    def _split(self, u: Tensor) -> dict[str, Tensor]:
+    def predict(self, u: Float[Tensor, "tasks params"], x: Tree) -> Tree:
+        """The model's outputs ``[B, n, ...]`` for inputs ``[B, n, ...]``, each task with its own parameters."""
+        return self._evaluate(None, self.manner(None, u, (x,)), u, (x,))
+
+    def losses(
+        self, loss: Loss, u: Float[Tensor, "tasks params"], data: tuple[Tree, ...], manner: Manner | None = None
+    ) -> Float[Tensor, " tasks"]:
+        """``[B]``: each task's loss at its own parameters.
+
+        Args:
+            loss: of a prediction and a target.
+            u: a row a task.
+            data: inputs, targets and perhaps a mask; see ``TaskBatch.support``.
+            manner: how the model is called, where it is known.
+
+        Raises:
+            InputError: the loss is not a scalar, or model or loss fail on these tasks.
+        """
+        return self._evaluate(loss, manner or self.manner(loss, u, data), u, data)
+
+    def _evaluate(self, loss: Loss | None, manner: Manner, u: Tensor, data: tuple[Tree, ...]) -> Any:
+        if self._traced_frozen is not None:
+            return self._over_tasks(loss, manner, u, data)
+        try:
+            return self._over_tasks(loss, manner, u, data)
+        except MISTAKES as error:
+            if not manner.batched or isinstance(error, InputError | torch.OutOfMemoryError):
+                _refuse_mistake(error)
+            told = first_line(error)
+        one_by_one = copy.copy(manner)
+        one_by_one.batched = False
+        try:
+            found = self._over_tasks(loss, one_by_one, u, data)
+        except MISTAKES as error:
+            _refuse_mistake(error)
+        manner.batched = False  # whoever knows of this manner, from now on
+        self._looked.tell(f"The tasks are worked on one after the other: vmap cannot ({told}).")
+        return found
+
+    def _over_tasks(self, loss: Loss | None, manner: Manner, u: Tensor, data: tuple[Tree, ...]) -> Any:
+        if manner.batched:
+            return vmap(lambda one, *own: self._call(loss, manner, one, own))(u, *data)
+        leaves, structure = tree_flatten(data)
+        each = [
+            self._call(loss, manner, one, tree_unflatten(own, structure))
+            for one, *own in zip(u.unbind(), *(leaf.unbind() for leaf in leaves), strict=True)
+        ]
+        return tree_map(lambda *results: torch.stack(results), each[0], *each[1:])
+
+    def _call(self, loss: Loss | None, manner: Manner, u: Tensor, data: tuple[Tree, ...]) -> Any:
+        if manner.copies_data:
+            data = tree_map(torch.clone, data)
+        frozen = self.frozen()
+        if manner.copies_frozen:
+            frozen = {name: value.clone() for name, value in frozen.items()}
+        every = {f"model.{name}": value for name, value in (frozen | self.split(u)).items()}
+        with one_at_a_time, manner.around(self.model):  # the module itself holds the parameters meanwhile
+            return functional_call(self._task, every, (loss, manner.batched, manner.copies_model, *data))
+
+    def split(self, u: Float[Tensor, " params"]) -> dict[str, Tensor]:
+        """The adapted parameters by name: views of u, ``[d]``."""
         parts = u.split(self._sizes)
         return {name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
 
@@ -245,27 +377,23 @@ class MetaProblem:
         if self._traced_frozen is not None:
             return self._traced_frozen
         with one_at_a_time:
-            every = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-        return {name: value.detach() for name, value in every.items() if name not in self._shapes}
+            every = tensors(self.model)
+        others = {name: value.detach() for name, value in every.items() if name not in self._shapes}
+        return {name: value.clone() if value.is_inference() else value for name, value in others.items()}
 
 
-@contextmanager
-def _nothing_drawn() -> Iterator[None]:
-    """Refuse random numbers, as vmap does."""
-    before = torch.random.get_rng_state()
-    yield
-    if not torch.equal(before, torch.random.get_rng_state()):
-        raise RuntimeError("random numbers were drawn")
-
-
-def _refuse_stateful(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        kind = f"{type(module).__name__} {name!r}" if name else type(module).__name__
-        if isinstance(module, _NormBase) and module.track_running_stats and module.training:
-            raise InputError(
-                f"{kind} keeps running statistics, which adaptation would change in silence; "
-                "build it with track_running_stats=False (or put it in eval mode to hold them constant)."
-            )
-        rate = module.p if isinstance(module, _DropoutNd) else getattr(module, "dropout", 0.0)
-        if module.training and isinstance(rate, int | float) and rate > 0:
-            raise InputError(f"{kind} has active dropout {rate:g}; set it to 0 or call model.eval().")
+def _refuse_mistake(error: BaseException) -> NoReturn:
+    if isinstance(error, InputError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        raise error
+    told = first_line(error)
+    if "random" in told:
+        raise InputError("The model draws random numbers in its forward pass; switch dropout off.") from error
+    if "modified inplace" in told:
+        raise InputError(
+            "The model writes to its own parameters in its forward pass; compute changed copies instead."
+        ) from error
+    if isinstance(error, RuntimeError) and re.search("size|shape|dtype", told):
+        raise InputError(f"The model or the loss cannot take these tasks ({told}); mend the shapes.") from error
+    raise InputError(
+        f"The model or the loss fails on these tasks ({type(error).__name__}: {told}); mend it."
+    ) from error

@@ -5,21 +5,23 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.optim import Adam, Optimizer
+from torch.optim import LBFGS, Adam, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from amaml_core.checkpoints import Checkpoints
 from amaml_core.errors import InputError, positive_integer, positive_number
+from amaml_core.inner import InnerProblem
 from amaml_core.methods.base import OK, MetaGradientMethod, Status
 from amaml_core.problem import MetaProblem
-from amaml_core.tasks import Batches
+from amaml_core.tasks import Batches, TaskBatch
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,10 @@ class Training:
         snapshots: the meta-parameters after so many updates, where they were asked for.
         status: "ok", or "diverged" with its remedy.
         converged: whether a change of the meta-parameters below ξ ended it.
+        validations: what ``validate`` returned, by the number of updates made.
+        best: the meta-parameters of the lowest of those; None where nothing was validated.
         not_converged: tasks, over all updates, whose own solver stopped short.
-        notes: sentences about damaged checkpoints that were passed over.
+        notes: sentences about damaged checkpoints that were passed over, and about what ended the training early.
     """
 
     meta: dict[str, Tensor]
@@ -45,6 +49,8 @@ class Training:
     converged: bool = False
     not_converged: int = 0
     notes: tuple[str, ...] = ()
+    validations: dict[int, float] = field(default_factory=dict)
+    best: dict[str, Tensor] | None = None
 
     @property
     def theta(self) -> Float[Tensor, " params"]:
@@ -60,11 +66,16 @@ class Training:
 def train(
     method: MetaGradientMethod,
     problem: MetaProblem,
-    batch: Batches,
+    batch: Batches | Iterable[TaskBatch],
     *,
     updates: int,
     meta: Tensor | Mapping[str, Tensor] | None = None,
     optimizer: Callable[[list[Tensor]], Optimizer] = Adam,
+    scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+    clip_norm: float | None = None,
+    validate: Callable[[dict[str, Tensor]], float] | None = None,
+    validate_every: int = 100,
+    patience: int | None = None,
     xi: float = 0.0,
     snapshots: Collection[int] = (),
     directory: Path | None = None,
@@ -73,24 +84,33 @@ def train(
 ) -> Training:
     """Meta-train (Li et al. 2023, alg. 1): each update takes one batch's meta-gradient and one optimizer step.
 
-    A batch in which a task diverged, or whose gradient is not finite, ends the training before it can harm θ.
+    A batch in which a task diverged, or whose gradient is not finite, ends the training before it can harm θ. An
+    ``engine="auto"`` knows from here how many updates are planned.
 
     Args:
         method: what estimates the meta-gradient.
         problem: model and losses.
-        batch: the task batch of update g; see ``batches``.
+        batch: the task batch of update g, see ``batches``; or any iterable of batches. To go on, a training asks the
+            first again for the update that it is at; an iterable must begin with the same batches as before, and those
+            that were used are passed over.
         updates: G, in all: those that a checkpoint holds already count.
-        meta: what to start from; ``method.initial_meta_parameters(problem)`` by default.
+        meta: what to start from; ``method.initial_meta_parameters(problem)``, the model's own values, by default.
         optimizer: tensors -> optimizer of them, e.g. ``functools.partial(torch.optim.SGD, lr=0.01)``; Adam's own rate,
             1e-3, is the paper's.
+        scheduler: optimizer -> scheduler of its learning rate, which steps after each update.
+        clip_norm: the norm to which a longer meta-gradient is shortened; None clips nothing.
+        validate: meta-parameters -> a number, the lower the better; asked every ``validate_every`` updates.
+        validate_every: updates between two validations.
+        patience: validations without a new lowest number after which the training ends; None: it goes on.
         xi: ξ; a change of the meta-parameters whose L2 norm is below it ends the training.
         snapshots: numbers of updates after which the meta-parameters are kept; 0 is the start.
         directory: where checkpoints go and are looked for; None keeps none.
         every: updates between two checkpoints.
-        on_update: told the number of updates made and the last loss.
+        on_update: told the number of updates made and the last loss; what it changes is part of the checkpoint.
 
     Raises:
-        InputError: an option is out of range, or the directory holds a training with other settings, or a longer one.
+        InputError: an option is out of range, or the directory holds a training with other settings, losses, frozen
+            weights or batches, or a longer one.
 
     Example:
         >>> import torch, amaml_core as am
@@ -101,31 +121,49 @@ def train(
         >>> am.train(method, problem, am.batches(pool, 4, seed=0), updates=3).updates
         3
     """
-    positive_integer("updates", updates)
-    positive_integer("every", every)
+    updates, every = positive_integer("updates", updates), positive_integer("every", every)
+    validate_every = positive_integer("validate_every", validate_every)
+    if patience is not None:
+        patience = positive_integer("patience", patience)
+    if clip_norm is not None:
+        positive_number("clip_norm", clip_norm)
     positive_number("xi", xi, or_zero=True)
+    problem = problem.planning(updates)
     start = method.initial_meta_parameters(problem) if meta is None else meta
     start = dict(start) if isinstance(start, Mapping) else {"theta": start}
-    state = _State(start, optimizer)
+    state, source = _State(start, optimizer, scheduler), _Source(batch)
     files, notes = None, ()
-    if directory is not None:
-        files = Checkpoints(directory, _settings(method, problem, start, batch, state.optimizer) | {"xi": str(xi)})
+    if directory is not None and (first := source(0)) is not None:
+        settings = _settings(method, problem, start, first, state.optimizer, scheduler)
+        files = Checkpoints(directory, settings | {"xi": str(xi), "clip_norm": str(clip_norm)})
         there, notes = files.read(next(iter(state.meta.values())).device)
         if there is not None:
             state.restore(there)
+            if state.made and _digest_of(source(state.made - 1)) != state.last_batch:
+                raise InputError(
+                    f"{directory} holds a training whose batch at update {state.made - 1} was another; give it the "
+                    "same batches, or choose another directory."
+                )
     if state.made > updates:
         raise InputError(f"{directory} holds a training of {state.made} updates; ask for no fewer than those.")
     if state.made == 0 and 0 in snapshots:
         state.snapshots[0] = state.copy()
+    last: TaskBatch | None = None
     while state.made < updates and state.status == OK and not state.converged:
+        if patience is not None and state.since_best >= patience:
+            notes = (*notes, f"{patience} validations brought nothing better after update {state.made}.")
+            break
+        if (tasks := source(state.made)) is None:
+            notes = (*notes, f"There was no batch after update {state.made}.")
+            break
         began = time.perf_counter()
-        out = method.meta_gradient(problem, state.copy(), batch(state.made))
+        out = method.meta_gradient(problem, state.copy(), tasks)
         failed = [status for status in out.status if status == "diverged"]
         if failed or not all(bool(torch.isfinite(grad).all()) for grad in out.grads.values()):
             remedy = failed[0].remedy if failed else "The meta-gradient is not finite; lower the learning rates."
             state.status = Status("diverged", f"At update {state.made}: {remedy}")
             break
-        if not state.step(out.grads, xi):
+        if not state.step(out.grads, xi, clip_norm):
             state.status = Status("diverged", f"At update {state.made}: θ left the finite range; lower the outer rate.")
             break
         state.losses.append(float(out.query_loss.double().mean()))
@@ -133,11 +171,14 @@ def train(
         state.not_converged += sum(status == "not_converged" for status in out.status)
         if state.made in snapshots:
             state.snapshots[state.made] = state.copy()
-        if files and state.made % every == 0:
-            files.write(state.made, state.packed())
+        if validate is not None and state.made % validate_every == 0:
+            state.validated(float(validate(state.copy())))
         on_update(state.made, state.losses[-1])
+        last = tasks
+        if files and state.made % every == 0:
+            files.write(state.made, state.packed(last))
     if files and (state.made % every or state.status != OK):
-        files.write(state.made, state.packed())
+        files.write(state.made, state.packed(last))
     return Training(
         state.copy(),
         torch.tensor(state.losses, dtype=torch.float64),
@@ -147,15 +188,45 @@ def train(
         state.converged,
         state.not_converged,
         notes,
+        state.validations,
+        state.best,
     )
+
+
+class _Source:
+    """Batches by number, also those of an iterable, which is gone through once: the last one is kept."""
+
+    def __init__(self, batch: Batches | Iterable[TaskBatch]) -> None:
+        self._of = batch if callable(batch) else None
+        self._rest = iter(()) if callable(batch) else iter(batch)
+        self._at, self._last = -1, None
+
+    def __call__(self, update: int) -> TaskBatch | None:
+        """The batch of an update, no earlier than the last one; None where there are no more."""
+        if self._of is not None:
+            return self._of(update)
+        while self._at < update:
+            self._at, self._last = self._at + 1, next(self._rest, None)
+        return self._last
 
 
 class _State:
     """All that changes from update to update."""
 
-    def __init__(self, start: Mapping[str, Tensor], optimizer: Callable[[list[Tensor]], Optimizer]) -> None:
+    def __init__(
+        self,
+        start: Mapping[str, Tensor],
+        optimizer: Callable[[list[Tensor]], Optimizer],
+        scheduler: Callable[[Optimizer], LRScheduler] | None,
+    ) -> None:
         self.meta = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
         self.optimizer = optimizer(list(self.meta.values()))
+        if isinstance(self.optimizer, LBFGS):
+            raise InputError("LBFGS asks for the loss many times a step; choose an optimizer that does not, e.g. Adam.")
+        self.scheduler = scheduler(self.optimizer) if scheduler else None
+        self.validations: dict[int, float] = {}
+        self.best: dict[str, Tensor] | None = None
+        self.last_batch = ""
         self.losses: list[float] = []
         self.seconds: list[float] = []
         self.snapshots: dict[int, dict[str, Tensor]] = {}
@@ -168,16 +239,32 @@ class _State:
     def copy(self) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in self.meta.items()}
 
-    def step(self, grads: Mapping[str, Tensor], xi: float) -> bool:
+    @property
+    def since_best(self) -> int:
+        """Validations since the lowest one."""
+        values = [*self.validations.values()]
+        return len(values) - 1 - values.index(min(values)) if values else 0
+
+    def validated(self, value: float) -> None:
+        """Note a validation, and the meta-parameters where it is the lowest so far."""
+        if not self.validations or value < min(self.validations.values()):
+            self.best = self.copy()
+        self.validations[self.made] = value
+
+    def step(self, grads: Mapping[str, Tensor], xi: float, clip_norm: float | None) -> bool:
         """One step of the optimizer; taken back, and False, where it leads out of the finite numbers."""
         before = self.copy()
         for name, value in self.meta.items():
             value.grad = grads[name].detach().clone()
+        if clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(list(self.meta.values()), clip_norm)
         self.optimizer.step()
         moved = sum(float((value.detach() - before[name]).square().sum()) for name, value in self.meta.items())
         if not math.isfinite(moved):
             self._set(before)
             return False
+        if self.scheduler:
+            self.scheduler.step()
         self.converged = moved**0.5 < xi
         return True
 
@@ -186,11 +273,17 @@ class _State:
             for name, value in self.meta.items():
                 value.copy_(meta[name])
 
-    def packed(self) -> dict[str, Any]:
-        """Everything in types that ``torch.load(weights_only=True)`` takes."""
+    def packed(self, last: TaskBatch | None) -> dict[str, Any]:
+        """Everything in types that ``torch.load(weights_only=True)`` takes, and of the last batch its digest."""
+        if last is not None:
+            self.last_batch = _digest(last.tensors())
         return {
             "meta": self.copy(),
             "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict() if self.scheduler else None,
+            "validations": self.validations,
+            "best": self.best,
+            "last_batch": self.last_batch,
             "losses": torch.tensor(self.losses, dtype=torch.float64),
             "seconds": torch.tensor(self.seconds, dtype=torch.float64),
             "snapshots": self.snapshots,
@@ -201,7 +294,13 @@ class _State:
 
     def restore(self, packed: Mapping[str, Any]) -> None:
         self.optimizer.load_state_dict(packed["optimizer"])
+        for index, value in enumerate(self.meta.values()):  # as it was: torch casts it to the parameter's dtype
+            for name, kept in packed["optimizer"]["state"].get(index, {}).items():
+                self.optimizer.state[value][name] = kept
+        if self.scheduler:
+            self.scheduler.load_state_dict(packed["scheduler"])
         self._set(packed["meta"])
+        self.validations, self.best, self.last_batch = (packed[key] for key in ("validations", "best", "last_batch"))
         self.losses, self.seconds = packed["losses"].tolist(), packed["seconds"].tolist()
         self.snapshots = {
             made: {name: value.to(self.meta[name].device) for name, value in kept.items()}
@@ -215,20 +314,29 @@ def _settings(
     method: MetaGradientMethod,
     problem: MetaProblem,
     start: Mapping[str, Tensor],
-    batch: Batches,
+    first: TaskBatch,
     optimizer: Optimizer,
+    scheduler: object,
 ) -> dict[str, str]:
     """What a checkpoint must agree with to be gone on from."""
-    tasks = batch(0)
-    named = {field.name: getattr(tasks, field.name) for field in fields(tasks)}
     groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    inner = InnerProblem(problem.with_engine("eager"), start["theta"], first)
+    with torch.no_grad():  # in a few digits, for threads may change the last ones
+        losses = [f"{float(loss.mean()):.5g}" for loss in (inner.loss(inner.start()), inner.query_loss(inner.start()))]
     return {
         "method": f"{method.name} {method.options()}",
         "optimizer": f"{type(optimizer).__name__} {groups}",
+        "scheduler": str(scheduler is not None),
         "start": _digest(start),
-        "engine": problem.engine,
-        "first task batch": _digest({name: value for name, value in named.items() if value is not None}),
+        "engine": problem.asked,
+        "first task batch": _digest(first.tensors()),
+        "frozen part of the model": _digest(problem.frozen()),
+        "loss at the start": ", ".join(losses),
     }
+
+
+def _digest_of(tasks: TaskBatch | None) -> str:
+    return "" if tasks is None else _digest(tasks.tensors())
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

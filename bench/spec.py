@@ -1,6 +1,7 @@
 """Sweep files: declarative grids in TOML, expanded into cells.
 
-A sweep file has a ``description``, a ``timeout_s`` for each cell and any number of ``[[grid]]`` tables. In a grid a
+A sweep file has a ``description``, a ``timeout_s`` for each cell, ``plugins`` (modules to import, beside the file or
+installed; see ``bench.plugins``) and any number of ``[[grid]]`` tables. In a grid a
 list means "each of these"; the grid is the Cartesian product of its lists (a list as a value is written as a list in
 a list). ``problem_options`` may be a list of tables too, for what goes together. In ``options`` give any two of
 ``inner_steps``, ``inner_lr`` and ``horizon`` (= inner_steps · inner_lr).
@@ -18,6 +19,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from amaml_core import InputError
+from bench import plugins
 from bench.probes import PROBES
 from bench.problems import make_problem, resolved_options
 from bench.records import Cell
@@ -52,6 +54,7 @@ class SweepSpec(BaseModel):
     name: str
     description: str
     timeout_s: float = Field(default=600.0, gt=0)
+    plugins: list[str] = Field(default_factory=list)
     grid: list[Grid] = Field(min_length=1)
 
 
@@ -74,9 +77,9 @@ def load_spec(name: str, overrides: dict[str, Any] | None = None) -> SweepSpec:
     if path.suffix == ".toml":
         if not path.is_file():
             raise InputError(f"There is no sweep file {name}; check the path.")
-        text, stem = path.read_text(), path.stem
+        text, stem, beside = path.read_text(), path.stem, [str(path.resolve().parent)]
     elif name in list_sweeps():
-        text, stem = (SWEEPS / f"{name}.toml").read_text(), name
+        text, stem, beside = (SWEEPS / f"{name}.toml").read_text(), name, []
     else:
         raise InputError(f"Unknown sweep {name!r}; choose one of {', '.join(list_sweeps())}, or give a .toml file.")
     try:
@@ -86,12 +89,14 @@ def load_spec(name: str, overrides: dict[str, Any] | None = None) -> SweepSpec:
     for key, value in (overrides or {}).items():
         _override(data, key, value)
     try:
-        return SweepSpec(name=stem, **data)
+        loaded = SweepSpec(name=stem, **data)
     except ValidationError as error:
         # an unknown key explains a missing one, so it is told first
         first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
         where = ".".join(str(part) for part in first["loc"])
         raise InputError(f"Sweep {name}: {where or 'file'}: {first['msg']}; correct it.") from None
+    plugins.load(loaded.plugins, beside)
+    return loaded
 
 
 def load_experiment(name: str, overrides: dict[str, Any] | None = None, *, quick: bool = False) -> SweepSpec:

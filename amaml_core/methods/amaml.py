@@ -9,16 +9,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from amaml_core.errors import InputError, positive_number
+from amaml_core.errors import InputError, positive_integer, positive_number
 from amaml_core.inner import InnerProblem
 from amaml_core.methods.base import OK, MetaGradientMethod, Outcome, Status, Target
 from amaml_core.ode.adaptive import MARGIN
 from amaml_core.ode.adjoint import BACKWARD, AdjointSolution, backsolve, check_backward, discrete, tracked
-from amaml_core.ode.flow import GradientFlow
+from amaml_core.ode.flow import BudgetSpentError, GradientFlow
 from amaml_core.ode.scheme import FIXED_GRIDS, NumStates, SolverFailedError, Trajectory
-from amaml_core.ode.solve import check_solver, solve
+from amaml_core.ode.solve import ADAPTIVE, check_solver, solve
 from amaml_core.stopping import Stopping
 
+BUDGET_RTOL = 1e-5  # of which the default budget of gradients is thought
 MAX_GROWTH = 5.0  # of λ in one step: negative curvature lengthens it too, but not in steps that resolve the flow
 
 
@@ -43,6 +44,9 @@ class AMAML(MetaGradientMethod):
         atol: likewise.
         prox: μ.
         stopping: None, ``GradientNorm(tol)`` or ``QueryLoss(patience)``, acting on the tracked points.
+        max_evals: gradients that an adaptive way out may take; where they do not suffice, as with the kinks of ReLU or
+            max-pooling, rk4 goes the way in equal steps and the tasks are "not_converged". None: ten an inner step and
+            50 more, and the more the lower ``rtol`` is.
     """
 
     forward: str = "dopri5"
@@ -53,6 +57,7 @@ class AMAML(MetaGradientMethod):
     atol: float = 1e-7
     prox: float = 0.0
     stopping: Stopping | None = None
+    max_evals: int | None = None
 
     name = "amaml"
 
@@ -68,6 +73,8 @@ class AMAML(MetaGradientMethod):
                 "change those, or drop checkpoint."
             )
         positive_number("prox", self.prox, or_zero=True)
+        if self.max_evals is not None:
+            positive_integer("max_evals", self.max_evals)
         if self.prox and self.backward == "discrete":
             raise InputError('backward="discrete" has no prox; use prox=0 or another backward scheme.')
         if self.stopping is not None and not isinstance(self.stopping, Stopping):
@@ -83,8 +90,15 @@ class AMAML(MetaGradientMethod):
         return self.inner_steps if self.num_states is None else self.num_states
 
     def options(self) -> dict[str, Any]:
-        """See ``MetaGradientMethod.options``; the number of states is written out too."""
-        return super().options() | {"num_states": self._states}
+        """See ``MetaGradientMethod.options``; the number of states is written out, ``max_evals`` where it is given."""
+        named = super().options() | {"num_states": self._states}
+        return {name: value for name, value in named.items() if name != "max_evals" or value is not None}
+
+    @property
+    def _budget(self) -> float:
+        if self.max_evals is not None or self.forward not in ADAPTIVE:
+            return self.max_evals or math.inf
+        return (10 * self.inner_steps + 50) * max(1.0, (BUDGET_RTOL / self.rtol) ** (1 / ADAPTIVE[self.forward]))
 
     @property
     def _every(self) -> int:
@@ -102,18 +116,20 @@ class AMAML(MetaGradientMethod):
         return self.prox
 
     def _solve(self, inner: InnerProblem, horizon: Tensor, keep: bool) -> tuple[Trajectory, Tensor]:
-        path = solve(
-            GradientFlow(inner),
-            inner.start(),
-            horizon,
-            solver=self.forward,
-            num_states=self._states,
-            rtol=self.rtol,
-            atol=self.atol,
-            keep=keep or self.stopping is not None,
-            every=self._every,
-            max_stiffness=self._max_stiffness,
-        )
+        settings = {
+            "rtol": self.rtol,
+            "atol": self.atol,
+            "keep": keep or self.stopping is not None,
+            "every": self._every,
+            "max_stiffness": self._max_stiffness,
+        }
+        start, flow = inner.start(), GradientFlow(inner, budget=self._budget)
+        try:
+            path = solve(flow, start, horizon, solver=self.forward, num_states=self._states, **settings)
+        except BudgetSpentError:
+            steps = self.inner_steps if self._states == "accepted" else self._states
+            path = solve(GradientFlow(inner), start, horizon, solver="rk4", num_states=steps, **settings)
+            inner.stats["budgets_spent"] += 1
         inner.stats.update(forward_steps=path.steps, rejected_steps=path.rejected)
         if self.stopping is not None:
             path = path.stopped_at(self.stopping.index(inner, path))
@@ -122,7 +138,7 @@ class AMAML(MetaGradientMethod):
 
     def _adapt(self, inner: InnerProblem, horizon: Tensor) -> Outcome:
         path, horizon = self._solve(inner, horizon, keep=False)
-        return Outcome(path.states[-1].clone(), horizon)
+        return Outcome(path.states[-1].clone(), horizon, status=self._spent(inner, [OK] * len(horizon)))
 
     def _differentiate(self, inner: InnerProblem, horizon: Tensor) -> Outcome:
         path, horizon = self._solve(inner, horizon, keep=self.backward != "backsolve")
@@ -161,7 +177,18 @@ class AMAML(MetaGradientMethod):
             inner.stats["states_stored"] += len(path.states) + (path.every if path.every > 1 else 0)
         grads = solution.adjoint if solution.integral is None else solution.adjoint + self.prox * solution.integral
         done = Outcome(end, horizon, loss, grads, horizon_grad)
-        return replace(done, status=self._status(inner.start(), solution))
+        return replace(done, status=self._spent(inner, self._status(inner.start(), solution)))
+
+    def _spent(self, inner: InnerProblem, found: list[Status]) -> list[Status]:
+        """What is told of tasks that ended well, but on steps of rk4 and not on the solver's own."""
+        if not inner.stats["budgets_spent"]:
+            return found
+        remedy = (
+            f"{self.forward} wanted more than {self._budget:.0f} gradients, as it does where the loss has kinks (ReLU, "
+            'max-pooling), so that rk4 took equal steps instead, with no tolerance; use forward="rk4", smooth '
+            "activations, or a higher rtol or max_evals."
+        )
+        return [told if told == "diverged" else Status("not_converged", remedy) for told in found]
 
     def _status(self, start: Tensor, solution: AdjointSolution) -> list[Status]:
         if solution.start is not None:
@@ -170,7 +197,9 @@ class AMAML(MetaGradientMethod):
             remedy = "The back-solve missed the start of the trajectory; track the states (any other backward=)."
         elif self.target == "flow" and solution.stiffness is not None:
             bad = ~(solution.stiffness <= BACKWARD[self.backward].stability)
-            more = 'lower rtol, or use forward="rk43"' if self._states == "accepted" else "raise num_states"
+            more = "raise num_states"
+            if self._states == "accepted":
+                more = "lower rtol" if self.forward == "rk43" else 'lower rtol, or use forward="rk43"'
             remedy = f"The backward {self.backward} steps are unstable for this curvature; {more}."
         elif self.target == "flow" and solution.growth is not None:
             bad = ~(solution.growth <= MAX_GROWTH)

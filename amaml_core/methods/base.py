@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Number
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -120,6 +121,9 @@ class Estimator(ABC):
     name: ClassVar[str]
 
     def __post_init__(self) -> None:
+        for field in fields(self):  # options are plain values, NumPy's scalars too
+            if isinstance(value := getattr(self, field.name), Number):
+                object.__setattr__(self, field.name, getattr(value, "item", lambda value=value: value)())
         positive_integer("inner_steps", self.inner_steps)
         positive_number("inner_lr", self.inner_lr)
 
@@ -155,8 +159,13 @@ class MetaGradientMethod(Estimator):
         """T = K·α."""
         return self.inner_steps * self.inner_lr
 
-    def initial_meta_parameters(self, problem: MetaProblem, seed: int | None = 0) -> dict[str, Tensor]:
-        """The meta-parameters to start from; ``{"theta": [d]}`` unless a method learns more."""
+    def initial_meta_parameters(self, problem: MetaProblem, seed: int | None = None) -> dict[str, Tensor]:
+        """The meta-parameters to start from; ``{"theta": [d]}`` unless a method learns more.
+
+        Args:
+            problem: model and losses.
+            seed: see ``MetaProblem.initial_parameters``; the model's own values by default.
+        """
         return {"theta": problem.initial_parameters(seed)}
 
     def adapt(self, problem: MetaProblem, meta: Tensor | Mapping[str, Tensor], tasks: TaskBatch) -> Adaptation:
@@ -188,6 +197,7 @@ class MetaGradientMethod(Estimator):
             done.u, done.query_loss, done.horizon, tuple(done.status), stats, done.task_grads, grads, done.horizon_grad
         )
 
+    @torch.inference_mode(False)
     def _over_chunks(
         self, problem: MetaProblem, meta: Tensor | Mapping[str, Tensor], tasks: TaskBatch, run: Run
     ) -> tuple[Outcome, dict[str, int]]:
@@ -235,7 +245,7 @@ class MetaGradientMethod(Estimator):
         if done.query_loss is None:
             with torch.no_grad():
                 done = replace(done, query_loss=inner.query_loss(done.u))
-        return [replace(done, status=_with_divergence(done))], inner.stats
+        return [replace(done, status=_with_divergence(done, inner))], inner.stats
 
 
 Run = Callable[[InnerProblem, Tensor], Outcome]
@@ -258,16 +268,21 @@ def _join(values: tuple[Any, ...]) -> Any:
     return [one for several in values for one in several]
 
 
-def _with_divergence(done: Outcome) -> list[Status]:
+def _with_divergence(done: Outcome, inner: InnerProblem) -> list[Status]:
     finite = torch.ones_like(done.horizon, dtype=torch.bool)
     for value in (done.u, done.query_loss, done.task_grads):
         if value is not None:
             finite &= torch.isfinite(value).flatten(1).all(1) if value.ndim > 1 else torch.isfinite(value)
     remedy = "The numbers left the finite range; lower inner_lr, or take more steps or states over the same horizon."
-    return [
-        told if fine or told == "diverged" else Status("diverged", remedy)
-        for told, fine in zip(done.status or [OK] * len(finite), finite.tolist(), strict=True)
-    ]
+    at_start = "The loss or its gradient is not finite at theta itself, before any step; mend the model, loss or start."
+    found = list(done.status or [OK] * len(finite))
+    if not bool(finite.all()):
+        loss, gradient = inner.at_start()
+        bad = ~(torch.isfinite(loss) & torch.isfinite(gradient).all(1))
+        for index, (fine, hopeless) in enumerate(zip(finite.tolist(), bad.tolist(), strict=True)):
+            if not fine and (hopeless or found[index] != "diverged"):
+                found[index] = Status("diverged", at_start if hopeless else remedy)
+    return found
 
 
 @dataclass(frozen=True)

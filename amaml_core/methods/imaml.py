@@ -93,7 +93,9 @@ class IMAML(MetaGradientMethod):
         moving = torch.zeros_like(unsolved)
         if self.target == "stationary":
             moving = gradient.norm(dim=-1) > self.inner_tol * (1 + inner.gradient(inner.start()).norm(dim=-1))
-        more = "newton_steps" if self.variant == "paper-hf" else "inner_steps"
+        more = "raise newton_steps" if self.variant == "paper-hf" else "raise inner_steps"
+        if self.variant == "paper-gd" and self.inner_lr * self.lam >= 2:
+            more = f"lower inner_lr below 2/lam = {2 / self.lam:g}: from there on its steps overshoot"
         told = []
         for negative, away, short, residual in zip(
             solution.negative_curvature.tolist(),
@@ -105,7 +107,7 @@ class IMAML(MetaGradientMethod):
             if negative:
                 told.append(Status("not_converged", "CG met negative curvature; raise lam."))
             elif away:
-                told.append(Status("not_converged", f"The inner problem is short of its optimum; raise {more}."))
+                told.append(Status("not_converged", f"The inner problem is short of its optimum; {more}."))
             elif short:
                 told.append(Status("not_converged", f"CG stopped at relative residual {residual:.1e}; raise cg_steps."))
             else:

@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from amaml_core.inner import InnerProblem
-from amaml_core.ode.scheme import OneStep, System, Transposed
+from amaml_core.ode.scheme import OneStep, SolverFailedError, System, Transposed
+
+
+class BudgetSpentError(SolverFailedError):
+    """A solve wanted more gradients than it may take."""
 
 
 class GradientFlow(System):
-    """du/dt = −∇L_tr(u) − μ(u−θ)."""
+    """du/dt = −∇L_tr(u) − μ(u−θ).
 
-    def __init__(self, inner: InnerProblem, create_graph: bool = False) -> None:
+    Args:
+        inner: L_tr, μ and θ.
+        create_graph: whether f is differentiated later.
+        budget: gradients that ``inner`` may count until a solve is stopped by a ``BudgetSpentError``.
+    """
+
+    def __init__(self, inner: InnerProblem, create_graph: bool = False, budget: float = math.inf) -> None:
         super().__init__(self._field, self._linearize)
-        self.inner, self.create_graph = inner, create_graph
+        self.inner, self.create_graph, self.budget = inner, create_graph, budget
+
+    def _spend(self) -> None:
+        if self.inner.stats["grad_evals"] >= self.budget:
+            raise BudgetSpentError(f"{self.inner.stats['grad_evals']} gradients did not suffice")
 
     def _field(self, t: Tensor, u: Tensor) -> Tensor:
+        self._spend()
         return -self.inner.gradient(u, create_graph=self.create_graph)
 
     def _linearize(self, t: Tensor, u: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -27,6 +43,7 @@ class GradientFlow(System):
 
     def run(self, step: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
         """See ``System.run``; compiled in the compiled engine."""
+        self._spend()
         return self.inner.run(_OfFlow(step), *tensors)
 
     def transposed(self, step: OneStep, u: Tensor, t: Tensor, h: Tensor, v: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from amaml_core.ode.adaptive import adaptive
 from amaml_core.ode.scheme import FIXED_GRIDS, Field, NumStates, SolverFailedError, System, Trajectory, fixed_grid
 
 OURS = ("rk43", "rkc2")
-ADAPTIVE = (*OURS, "dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+# and the order of what controls their steps
+ADAPTIVE = {"rk43": 4, "rkc2": 3, "dopri5": 5, "dopri8": 8, "bosh3": 3, "fehlberg2": 2, "adaptive_heun": 2}
 ADAMS = ("explicit_adams", "implicit_adams")
 OTHER_FIXED = ("midpoint", "heun2", "heun3", *ADAMS)  # torchdiffeq's own
 SOLVERS = (*FIXED_GRIDS, *ADAPTIVE, *OTHER_FIXED)

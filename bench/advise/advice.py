@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import ByteSize
 from rich.table import Table
@@ -13,6 +14,7 @@ from rich.table import Table
 from bench.advise.profile import update_key
 from bench.records import Cell, Record
 
+BUSY = 0.75  # load a core, measured cell included, above which times are told with a doubt
 WORTH = 0.01  # by what share a longer trajectory must lower the query loss to be worth its cost
 
 
@@ -25,12 +27,14 @@ class Candidate:
         target: what it estimates.
         metrics: of all its records that are ok.
         failures: status and reason of those that are not, by probe.
+        busy: the load a core while it was timed, where that was too much; else 0.
     """
 
     cell: Cell
     target: str
     metrics: dict[str, float | int]
     failures: dict[str, tuple[str, str]]
+    busy: float = 0.0
 
     @property
     def steps(self) -> int:
@@ -57,9 +61,17 @@ class Candidate:
 
     @property
     def error(self) -> float:
-        """The distance to the nearer of the two gradients that a trajectory has; NaN if not known."""
+        """The distance to the nearer of the two gradients that a trajectory has; NaN if not known.
+
+        Of a surrogate, whose length means nothing, that of its direction: the sine of the angle. A method that
+        differentiates the discrete steps themselves is exact whether or not that was measured.
+        """
+        if self.target == "surrogate":
+            cosines = [self.metrics[name] for name in ("cosine_flow", "cosine_unrolled") if name in self.metrics]
+            return min((math.sqrt(max(0.0, 1 - c * c)) if c > 0 else 1.0 for c in cosines), default=math.nan)
         known = [self.metrics[name] for name in ("rel_error_flow", "rel_error_unrolled") if name in self.metrics]
-        return min(known, default=math.nan)
+        exact = self.target == "unrolled" and "error" not in self.failures
+        return min(known, default=0.0 if exact else math.nan)
 
 
 def candidates(records: Sequence[Record]) -> list[Candidate]:
@@ -73,14 +85,43 @@ def candidates(records: Sequence[Record]) -> list[Candidate]:
             max(row.target for row in rows),
             {name: value for row in rows if row.status == "ok" for name, value in row.metrics.items()},
             {row.cell.probe: (row.status, row.reason) for row in rows if row.status != "ok"},
+            max((_busy(row) for row in rows if row.cell.probe == "time"), default=0.0),
         )
         for rows in grouped.values()
     ]
     return sorted(found, key=lambda one: one.steps)
 
 
-def recommend(found: Sequence[Candidate], memory_bytes: int, tolerance: float) -> list[str]:
-    """What the numbers say, a sentence a line.
+@dataclass(frozen=True)
+class Advice:
+    """What the numbers say.
+
+    Attributes:
+        best: what to use; None where no method will do.
+        told: a sentence a line.
+    """
+
+    best: Candidate | None
+    told: list[str]
+
+    def as_json(self, found: Sequence[Candidate]) -> dict[str, Any]:
+        """It, and what was measured, in JSON's types."""
+        best = self.best and {"method": self.best.cell.method, "options": self.best.cell.options}
+        rows = [
+            {
+                "method": one.cell.method,
+                "options": one.cell.options,
+                "target": one.target,
+                "metrics": one.metrics,
+                "failures": one.failures,
+            }
+            for one in found
+        ]
+        return {"recommendation": best, "told": [line.strip() for line in self.told], "measured": rows}
+
+
+def recommend(found: Sequence[Candidate], memory_bytes: int, tolerance: float) -> Advice:
+    """What to use, and why.
 
     Of the methods that fit in memory and whose gradient is within ``tolerance`` of the flow's or the unrolled one's
     the fastest is recommended, at the shortest length whose query loss after adaptation is within ``WORTH`` of the
@@ -90,7 +131,7 @@ def recommend(found: Sequence[Candidate], memory_bytes: int, tolerance: float) -
     whole = [one for one in found if not math.isnan(one.bytes + one.seconds + one.error)]
     faithful = [one for one in whole if one.bytes <= memory_bytes and one.error <= tolerance]
     if not faithful:
-        return [_nothing(found, whole, memory_bytes, tolerance)]
+        return Advice(None, [_nothing(found, whole, memory_bytes, tolerance)])
     best_at: dict[int, Candidate] = {}
     for one in sorted(faithful, key=lambda one: one.seconds):
         best_at.setdefault(one.steps, one)
@@ -124,6 +165,10 @@ def recommend(found: Sequence[Candidate], memory_bytes: int, tolerance: float) -
             f"The query loss after {best.steps} steps is {loss[best.steps]:.3g}, against {others}: at the model's own "
             "start values and on one batch of tasks, so look again once it has been meta-trained."
         )
+    if best.busy:
+        told.append(f"The machine was busy (load {best.busy:.1f} a core): times may be longer than they need be.")
+    if best.target == "surrogate":
+        told.append("It stands in for a gradient: its direction was judged, not its length, so tune the outer rate.")
     there = [one for one in whole if one.steps == best.steps and one is not best and one.bytes <= memory_bytes]
     lean = min((one for one in there if one in faithful), key=lambda one: one.bytes, default=None)
     if lean is not None and lean.bytes < best.bytes:
@@ -140,7 +185,13 @@ def recommend(found: Sequence[Candidate], memory_bytes: int, tolerance: float) -
     ]
     if elsewhere:
         told.append(f"At the other lengths: {'; '.join(elsewhere)}.")
-    return told
+    return Advice(best, told)
+
+
+def _busy(record: Record) -> float:
+    load, cores = (record.environment.get(name) or 0 for name in ("load", "cores"))
+    load = load[0] if isinstance(load, list | tuple) else load
+    return load / cores if cores and load / cores > BUSY else 0.0
 
 
 def _out(one: Candidate, memory_bytes: int) -> bool:

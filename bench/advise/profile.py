@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from amaml_core import InnerProblem, InputError
+from amaml_core import InputError
 from bench.harness import runner
 from bench.harness.estimate import estimate
 from bench.problems.custom import Custom
@@ -35,8 +35,8 @@ class Budget:
     seconds: float
 
 
-def check(factory: str, device: str) -> str:
-    """Make one gradient and one Hessian-vector product here, so that a mistake in the file is told at once.
+def check(factory: str, device: str, say: Callable[[str], None] = lambda note: None) -> str:
+    """Hold the model's derivatives against plain torch here, so that a mistake in the file is told at once.
 
     Returns:
         The model's dtype, "float32" or "float64".
@@ -49,15 +49,16 @@ def check(factory: str, device: str) -> str:
         dtype = custom.dtype()
         if dtype not in (torch.float32, torch.float64):
             raise InputError(f"The model of {factory} is {dtype}; convert it to float32 or float64.")
-        (problem, theta, tasks), (_, theta_again, tasks_again) = (custom.instance(0, 0, dtype, device) for _ in "12")
-        inner = InnerProblem(problem, theta, tasks)
-        inner.query_gradient(inner.start())
-        inner.linearize(inner.start()).hvp(inner.start())
+        (_, theta, tasks), (_, theta_again, tasks_again) = (custom.instance(0, 0, dtype, device) for _ in "12")
+        for note in custom.check(device).notes:
+            say(note)
     except InputError:
         raise
     except Exception as error:  # whatever the user's code raises
         raise InputError(f"{factory} failed{_line(error, factory)} ({_told(error)}); mend it and run again.") from error
-    if not (torch.equal(theta, theta_again) and torch.equal(tasks.support_x, tasks_again.support_x)):
+    again = tasks_again.tensors()
+    same = all(torch.equal(value, again[name]) for name, value in tasks.tensors().items())
+    if not (torch.equal(theta, theta_again) and same):
         raise InputError(f"{factory} makes another problem each time; draw its random numbers from a seeded generator.")
     return str(dtype).removeprefix("torch.")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-DONE, BAD_INPUT, CELLS_FAILED, INTERRUPTED = 0, 2, 3, 130
+DONE, BAD_INPUT, CELLS_FAILED, NO_VERDICT, INTERRUPTED = 0, 2, 3, 4, 130
 
 
 @cache

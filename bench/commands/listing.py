@@ -12,10 +12,11 @@ from bench.commands.console import tell
 def command(what: Annotated[str, typer.Argument(help="methods, problems, sweeps or data")]) -> None:
     """List the methods, problems, sweeps or data sets, a line each."""
     from amaml_core import METHODS, InputError
-    from bench import spec
+    from bench import plugins, spec
     from bench.peers import PEERS
     from bench.problems import PROBLEMS, data
 
+    plugins.load()
     if what == "methods":
         lines = [f"{name:<12} {_first_line(method.__doc__)}" for name, method in METHODS.items()]
         lines += ["", "Peers, which are what you would use instead of this library:"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from importlib.resources import files
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from bench.commands.console import CELLS_FAILED, INTERRUPTED, err, out, tell
+from bench.commands.console import CELLS_FAILED, INTERRUPTED, NO_VERDICT, err, out, tell
 from bench.commands.options import Device, Quiet, size
 
 END_SECONDS = 1.0  # for what a profile says when it is over
@@ -27,6 +28,7 @@ def command(
     tolerance: Annotated[float, typer.Option(help="relative gradient error that you can live with")] = 0.05,
     device: Device = None,
     out_dir: Annotated[Path | None, typer.Option("--out", help="store of the records [results/profile-NAME]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the recommendation as JSON, and nothing else")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure all methods on your own model and recommend one. Running it again goes on where it stopped."""
@@ -51,7 +53,7 @@ def command(
     if not minutes > 0:
         raise InputError(f"--minutes {minutes:g} leaves no time; give more.")
     chosen = choose_device(device)
-    dtype = profile.check(factory, chosen)
+    dtype = profile.check(factory, chosen, lambda note: err().print(escape(note)))
     cells = profile.plan_cells(factory, _lengths(steps), inner_lr, device=chosen, dtype=dtype)
     store = Store(out_dir or Path("results") / f"profile-{factory.rpartition(':')[2]}")
     plan = runner.plan("profile", cells, store, retry_failed=True)  # the budget may have grown
@@ -59,20 +61,26 @@ def command(
         err().print(escape(complaint))
     since = time.time() - psutil.Process().create_time()  # this program's own start counts too
     budget = profile.Budget(size(memory) or 0, 60 * minutes - since - END_SECONDS)
-    with make_reporter(plan, out(), quiet) as reporter:
+    with make_reporter(plan, err() if as_json else out(), quiet) as reporter:
         records, interrupted = profile.run(plan, store, budget, reporter=reporter, say=err().print)
     found = advice.candidates(records)
-    tell("")
-    Console(width=max(out().width, 120)).print(advice.table(found))  # a row a line, also where nobody looks
-    tell("")
-    for line in advice.recommend(found, budget.memory_bytes, tolerance):
-        tell(line)
-    if missing := len(cells) - len(records):
-        tell(f"Not measured, for want of time or memory or after a failure: {missing} of {len(cells)} cells.")
-    tell(f"The records: {store.path}; `amaml-report build {store.directory}` makes the page.")
+    advised = advice.recommend(found, budget.memory_bytes, tolerance)
+    if as_json:
+        print(json.dumps(advised.as_json(found), indent=2))
+    else:
+        tell("")
+        Console(width=max(out().width, 120)).print(advice.table(found))  # a row a line, also where nobody looks
+        tell("")
+        for line in advised.told:
+            tell(line)
+        if missing := len(cells) - len(records):
+            tell(f"Not measured, for want of time or memory or after a failure: {missing} of {len(cells)} cells.")
+        tell(f"The records: {store.path}; `amaml-report build {store.directory}` makes the page.")
     if interrupted:
         err().print("Interrupted. The same command goes on from here.")
         raise typer.Exit(INTERRUPTED)
+    if advised.best is None:
+        raise typer.Exit(NO_VERDICT)
     if failed := sum(record.status in ("crashed", "timeout") for record in records):
         err().print(f"{failed} cells crashed or timed out; the reasons are above and in the records.")
         raise typer.Exit(CELLS_FAILED)

@@ -14,6 +14,7 @@ from pathlib import Path
 from tokenize import TokenError
 from typing import Any, Protocol
 
+from bench import plugins
 from bench.harness import environment
 from bench.harness.local import COMMAND, Interrupt, Limits, ask, failed
 from bench.harness.versions import benchmark_version, git_revision
@@ -179,6 +180,7 @@ def _run_cell(
     request = {
         "cell": cell.model_dump(),
         "threads": threads_for(cell.probe),
+        "plugins": {"named": plugins.modules, "beside": plugins.folders},
         "directory": str(_checkpoints(plan, store, cell)),
         # CUDA maps more address space than any limit, so that there the watch has to do
         "memory_limit_bytes": limits.memory_bytes if cell.device == "cpu" else None,

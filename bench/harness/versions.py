@@ -10,6 +10,7 @@ from pathlib import Path
 from amaml_core import METHODS, InputError
 from bench import sources
 from bench.peers import PEERS
+from bench.probes import PROBES
 from bench.problems import PROBLEMS
 
 WORKER = "bench.harness.worker"
@@ -36,7 +37,7 @@ def benchmark_version(problem: str, method: str, probe: str) -> str:
 def files(problem: str, method: str, probe: str) -> dict[str, Path]:
     """The modules that such a number rests on: name -> file. A method of no registry is the problem's own."""
     named = [PROBLEMS[problem], *(registry[method] for registry in (METHODS, PEERS) if method in registry)]
-    modules = [f"bench.probes.{probe}", *(one.__module__ for one in named)]
+    modules = [PROBES[probe], *(one.__module__ for one in named)]
     try:
         return sources.closure(modules, FORMS) | sources.only(WORKER)
     except ModuleNotFoundError as error:

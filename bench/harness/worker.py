@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -56,14 +57,15 @@ def run(request: dict[str, Any], tell: Callable[[int, int], None] = lambda done,
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     import torch
 
-    from amaml_core import InputError
-    from bench import probes
+    from amaml_core import InputError, ModelWarning
+    from bench import plugins, probes
     from bench.harness.versions import benchmark_version, git_revision
     from bench.problems import make_problem
     from bench.records import RESUMED_PROBES, Cell
 
     torch.set_num_threads(request["threads"])
     cell = Cell.model_validate(request["cell"])
+    plugins.load(**request.get("plugins", {}))
     measure = probes.load(cell.probe)
     # what makes the number is loaded by now: whoever changes a source file from here on does not change it
     version = benchmark_version(cell.problem, cell.method, cell.probe)
@@ -76,7 +78,14 @@ def run(request: dict[str, Any], tell: Callable[[int, int], None] = lambda done,
             directory = request.get("directory")  # of this version, which may have changed since the sweep began
             mine = Path(f"{directory}-{version}") if directory else None
             more = {"directory": mine, "tell": tell}
-        measured = asdict(measure(problem, cell, **more))
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", ModelWarning)
+            measured = asdict(measure(problem, cell, **more))
+        for one in told:
+            if not issubclass(one.category, ModelWarning):
+                warnings.showwarning(one.message, one.category, one.filename, one.lineno)
+        notes = [str(one.message) for one in told if issubclass(one.category, ModelWarning)]
+        measured["reason"] = " ".join(dict.fromkeys([measured["reason"], *notes])).strip()
     except InputError as error:
         return own | _failure("skipped", str(error))
     except (MemoryError, RuntimeError) as error:

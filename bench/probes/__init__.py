@@ -9,9 +9,11 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-PROBES = ("allocator", "counts", "error", "floor", "memory", "quality", "regression", "time")
+NAMES = ("allocator", "counts", "error", "floor", "memory", "quality", "regression", "time")
+PROBES = {name: f"bench.probes.{name}" for name in NAMES}
+"""The one registry of probes, name -> module; plug-ins are added to it."""
 
 
 def load(name: str) -> Callable[..., Any]:
     """The ``measure`` of one of ``PROBES``."""
-    return import_module(f"bench.probes.{name}").measure
+    return import_module(PROBES[name]).measure

@@ -33,6 +33,7 @@ def measure(problem: BenchProblem, cell: Cell) -> Measurement:
     """Gradients, Hessian-vector products, stored states, steps, floating-point operations, dispatched operators."""
     eager_only(cell, "counts")
     update = problem.update(cell, 0)
+    update()  # the first one looks at the model
     with FlopCounterMode(display=False) as flops:
         out = update()
     with OperatorCount() as operators:

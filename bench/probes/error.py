@@ -16,6 +16,8 @@ from bench.records import Cell
 def measure(problem: BenchProblem, cell: Cell) -> Measurement:
     """Relative L2 errors, cosines, query loss, one sample an initialisation; a metric is the mean of its samples."""
     result = Measurement()
+    if isinstance(problem, MetaBenchProblem) and problem.reference_dtype() != torch.float64:
+        result.reason = f"References in {problem.reference_dtype()}: model or loss hold tensors of their own dtype."
     samples: dict[str, list[float]] = defaultdict(list)
     statuses = []
     for sample in range(problem.samples):

@@ -7,26 +7,23 @@ check against finite differences.
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy
 import torch
 from filelock import FileLock
-from platformdirs import user_cache_path
 from scipy.integrate import solve_ivp
 from scipy.optimize import minimize
 from scipy.sparse.linalg import LinearOperator, cg
 from torch import Tensor
 
 import amaml_core as am
-from bench import sources
+from bench import cache, sources
 from bench.problems.base import MetaBenchProblem
 from bench.records import Cell, canonical_json
 
@@ -81,22 +78,22 @@ def _bounded(problem: am.MetaProblem, most: int) -> am.MetaProblem:
 def _flow(instance: Instance, horizon: float, prox: float, rtol: float) -> Tensor:
     problem, theta, tasks = instance
     inner = am.InnerProblem(problem, theta, tasks, prox)
-    shape = (len(tasks), problem.dim)
+    shape, dtype = (len(tasks), problem.dim), theta.dtype
     tight = {"method": "DOP853", "rtol": rtol, "atol": rtol / 100}
 
     def back(t: float, packed: np.ndarray) -> np.ndarray:  # s = T − t
-        adjoint, _ = _unpack(packed, (2, *shape))
-        point = inner.linearize(_unpack(forward.sol(horizon - t), shape))
+        adjoint, _ = _unpack(packed, (2, *shape), dtype)
+        point = inner.linearize(_unpack(forward.sol(horizon - t), shape, dtype))
         return _pack(-point.hvp(adjoint), prox * adjoint)
 
     forward = solve_ivp(
-        lambda t, u: _pack(-inner.gradient(_unpack(u, shape))),
+        lambda t, u: _pack(-inner.gradient(_unpack(u, shape, dtype))),
         (0.0, horizon),
         _pack(inner.start()),
         dense_output=True,
         **tight,
     )
-    _, terminal = inner.query_gradient(_unpack(forward.y[:, -1], shape))
+    _, terminal = inner.query_gradient(_unpack(forward.y[:, -1], shape, dtype))
     backward = solve_ivp(back, (0.0, horizon), _pack(terminal, torch.zeros_like(terminal)), **tight)
     if not (forward.success and backward.success):
         raise _FlowFailedError(f"The flow oracle failed: {forward.message} {backward.message}")
@@ -167,18 +164,21 @@ ORACLES: dict[str, Callable[..., Tensor | None]] = {"flow": flow, "unrolled": un
 def references(problem: MetaBenchProblem, cell: Cell, sample: int) -> dict[str, Tensor]:
     """The references ``[d]`` that apply to a cell, by target, at one of the problem's start values."""
     about = asdict(problem) | {"problem": cell.problem, "seed": cell.seed, "sample": sample}
+    dtype = problem.reference_dtype()
+    if dtype != torch.float64:
+        about["dtype"] = str(dtype)
     about.pop("samples")  # how many there are is no part of the question
     behind = {"version": _version(type(problem).__module__), "packages": PACKAGES}
     found = {}
     for target, settings in problem.reference_settings(cell.options).items():
         key = {"target": target, "where": about, "settings": settings} | behind
-        gradient = _cached(key, target, settings, lambda: problem.instance(cell.seed, sample))
+        gradient = _cached(key, target, settings, lambda: problem.instance(cell.seed, sample, dtype))
         if gradient is not None:
-            found[target] = gradient
+            found[target] = gradient.double()
     return found
 
 
-@cache
+@functools.cache
 def _version(module: str) -> str:
     """Of the code behind the references of a problem's module, as this process found it: it may change meanwhile."""
     return sources.digest(sources.closure([__name__, module], without=["bench.records", "bench.sources"]))
@@ -194,7 +194,7 @@ def _cached(key: dict[str, Any], target: str, settings: dict[str, Any], make: Ca
         make: makes the instance when it is needed.
     """
     digest = hashlib.sha256(canonical_json(key).encode()).hexdigest()[:32]
-    folder = Path(os.environ.get("AMAML_BENCH_CACHE") or user_cache_path("amaml-bench")) / "oracles"
+    folder = cache.folder("oracles")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{digest}.npy"
     with FileLock(folder / f"{digest}.lock"):  # two cells that want the same oracle compute it once
@@ -212,8 +212,8 @@ def _cached(key: dict[str, Any], target: str, settings: dict[str, Any], make: Ca
 
 
 def _pack(*tensors: Tensor) -> np.ndarray:
-    return torch.cat([tensor.reshape(-1) for tensor in tensors]).numpy()
+    return torch.cat([tensor.reshape(-1) for tensor in tensors]).double().numpy()
 
 
-def _unpack(values: np.ndarray, shape: tuple[int, ...]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values)).reshape(shape)
+def _unpack(values: np.ndarray, shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values)).reshape(shape).to(dtype)

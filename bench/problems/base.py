@@ -126,6 +126,10 @@ class MetaBenchProblem(BenchProblem):
         problem = problem.with_engine(cast(Engine, cell.engine))
         return lambda: method.meta_gradient(problem, theta, tasks)
 
+    def reference_dtype(self) -> torch.dtype:
+        """In which references are worked out: float64, unless a problem cannot be had in it."""
+        return torch.float64
+
     def reference_settings(self, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """The references that apply to a method with these options: target -> the oracle's own keywords."""
         steps, lr, prox = options["inner_steps"], options["inner_lr"], options.get("prox", 0.0)

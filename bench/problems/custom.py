@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 import random
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import amaml_core as am
-from bench.problems.base import MetaBenchProblem
+from bench import cache, sources
+from bench.problems.base import Gradient, MetaBenchProblem
+from bench.records import Cell
 
 SKIPPED_FOLDERS = ("__pycache__", "venv", "env", "site-packages", "node_modules", "build", "dist")
 MAX_EVALUATIONS = 1000  # of the inner loss, for one reference
@@ -67,6 +71,18 @@ class Custom(MetaBenchProblem):
         """
         problem, sampler = self._made(seed * 100_003 + sample)
         theta = problem.initial_parameters(seed=None)
+        problem.model.to(device, dtype)
+        for loss in (problem.inner_loss, problem.outer_loss):
+            if isinstance(loss, nn.Module):
+                loss.to(device, dtype)
+        return problem, theta.to(device, dtype), self._drawn(sampler, seed).to(device, dtype)
+
+    def sampler(self, dtype: torch.dtype, device: str = "cpu") -> Sampler:
+        """The user's own sampler: seed -> tasks; it raises ``InputError`` where those are not usable."""
+        _, sampler = self._made(0)
+        return lambda seed: self._drawn(sampler, seed).to(device, dtype)
+
+    def _drawn(self, sampler: Sampler, seed: int) -> am.TaskBatch:
         tasks = _seeded(seed, lambda: sampler(seed))
         if not isinstance(tasks, am.TaskBatch):
             raise am.InputError(f"The sampler of {self.factory} returned a {type(tasks).__name__}, not a TaskBatch.")
@@ -74,8 +90,62 @@ class Custom(MetaBenchProblem):
             raise am.InputError(
                 f"The sampler of {self.factory} sets TaskBatch.horizon; leave it out, the steps and inner_lr set it."
             )
-        problem.model.to(device, dtype)
-        return problem, theta.to(device, dtype), tasks.to(device, dtype)
+        return tasks
+
+    def prepare(self, say: Callable[[str], None]) -> None:
+        """See ``BenchProblem.prepare``: the model's own derivatives are held against the plain module's.
+
+        Raises:
+            InputError: see ``check``.
+        """
+        for note in self.check().notes:
+            say(note)
+
+    def check(self, device: str = "cpu") -> am.Check:
+        """Hold the model's derivatives against the plain module's; its cells, in other processes, go by the verdict.
+
+        Raises:
+            InputError: a derivative is wrong, or the file, the function or what it returns is not usable.
+        """
+        path = self._verdict(device)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", am.ModelWarning)  # they are among the notes
+                found = am.check(*self.instance(0, 0, self.dtype(), device))
+        except am.InputError as error:
+            path.write_text(json.dumps({"refused": str(error)}))
+            raise
+        path.write_text(json.dumps({"dtype": str(found.dtype).removeprefix("torch.")}))
+        return found
+
+    def checked(self, device: str = "cpu") -> torch.dtype:
+        """The dtype of references, by the last ``check`` of this problem, or by one that is made now.
+
+        Raises:
+            InputError: see ``check``.
+        """
+        try:
+            verdict = json.loads(self._verdict(device).read_text())
+        except (OSError, ValueError):  # not there, or torn
+            return self.check(device).dtype
+        if "refused" in verdict:
+            raise am.InputError(verdict["refused"])
+        return getattr(torch, verdict["dtype"])
+
+    def _verdict(self, device: str) -> Path:
+        code = sources.digest(sources.closure(["amaml_core.check"]), torch.__version__, device)
+        digest = hashlib.sha256(f"{Path(self.factory).resolve()} {self.source} {code}".encode())
+        return cache.folder("checks") / f"{digest.hexdigest()[:32]}.json"
+
+    def update(self, cell: Cell, sample: int) -> Callable[[], Gradient]:
+        """See ``BenchProblem.update``; of a model that was checked."""
+        self.checked(cell.device)
+        return super().update(cell, sample)
+
+    def reference_dtype(self) -> torch.dtype:
+        """See ``MetaBenchProblem.reference_dtype``: the model's own where it or its loss holds tensors of that."""
+        return self.checked()
 
     def dtype(self) -> torch.dtype:
         """The dtype of the model as it comes."""

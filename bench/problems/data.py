@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import os
@@ -9,14 +10,13 @@ import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 import numpy as np
-from platformdirs import user_cache_path
 
 from amaml_core import InputError
+from bench import cache
 
 MOST_BYTES = 100_000_000  # that a member of an archive may unpack to: the largest is a quarter of it
 NOT_RATED = 99  # in Jester's matrix
@@ -142,12 +142,6 @@ DATA: dict[str, RatingData] = {
 }
 
 
-def cache_folder() -> Path:
-    """Where fetched data sets are kept: below ``AMAML_BENCH_CACHE``, else in the user's own cache."""
-    own = os.environ.get("AMAML_BENCH_CACHE")
-    return (Path(own) if own else user_cache_path("amaml-bench")) / "data"
-
-
 def find(name: str) -> Path | None:
     """The file or archive of a data set, in ``AMAML_BENCH_DATA`` or in the cache; None where there is none.
 
@@ -158,7 +152,7 @@ def find(name: str) -> Path | None:
     given = os.environ.get("AMAML_BENCH_DATA")
     if given and not Path(given).is_dir():
         raise InputError(f"AMAML_BENCH_DATA names {given}, which is no directory; correct it, or unset it.")
-    for root in ([Path(given)] if given else []) + [cache_folder()]:
+    for root in ([Path(given)] if given else []) + [cache.folder("data")]:
         for folder in (*(root / name for name in data.folders), root):
             for file in (*data.readers, *data.archives):
                 if (folder / file).is_file():
@@ -172,7 +166,7 @@ def fetch(name: str) -> Path:
     Raises:
         InputError: it cannot be fetched, or is not what was published; nothing is kept then.
     """
-    return find(name) or _fetch(DATA[name].urls, DATA[name], cache_folder())
+    return find(name) or _fetch(DATA[name].urls, DATA[name], cache.folder("data"))
 
 
 _refusals: dict[tuple[str, ...], InputError] = {}  # a server that does not answer is waited for once
@@ -216,7 +210,7 @@ def load(name: str) -> Table:
     return _read(name, path, path.stat().st_mtime_ns)
 
 
-@cache
+@functools.cache
 def _read(name: str, path: Path, modified: int) -> Table:
     data = DATA[name]
     try:
@@ -260,7 +254,7 @@ def content_hash(table: Table) -> str:
 
 def show_terms(name: str, say: Callable[[str], None]) -> None:
     """Say on what terms a data set may be used, the first time that this user meets it."""
-    data, seen = DATA[name], cache_folder() / f".{name}-terms-shown"
+    data, seen = DATA[name], cache.folder("data") / f".{name}-terms-shown"
     if not seen.exists():
         say(f"{data.title}: {data.terms}.")
         with suppress(OSError):  # where nothing can be kept they are shown again

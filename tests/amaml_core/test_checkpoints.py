@@ -26,7 +26,7 @@ def test_of_a_truncated_checkpoint_the_one_before_is_used_and_said_so(left, regr
 
     resumed = go(regression, 12, directory=tmp_path, every=3, batch=batch)
     assert same(whole, resumed)
-    assert asked[:2] == [0, 6]  # the first batch tells whether it is the same training
+    assert asked[:3] == [0, 5, 6]  # the first and the last batch tell whether it is the same training
     (note,) = resumed.notes
     assert newest.name in note
 
@@ -102,3 +102,25 @@ def test_a_directory_of_another_start_is_refused(regression, tmp_path):
             maml(), regression.problem, am.batches(regression.tasks, 2, 0), updates=6,
             meta=regression.theta + 1e-12, directory=tmp_path,
         )  # fmt: skip
+
+
+def test_a_directory_of_another_loss_model_or_later_batch_is_refused(regression, tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1)).double()
+    x = torch.linspace(-1, 1, 60, dtype=torch.float64).view(3, 10, 2)
+    pool = am.TaskBatch(x, x.prod(-1, keepdim=True), x, x.sum(-1, keepdim=True))
+    changed = am.TaskBatch(x, x.prod(-1, keepdim=True), x, x.sum(-1, keepdim=True) * 2)
+
+    def train(updates, loss=torch.nn.functional.mse_loss, later=pool):
+        problem = am.MetaProblem(model, loss, adapt=r"2\..*")
+        batch = lambda update: pool if update == 0 else later  # noqa: E731
+        return am.train(maml(), problem, batch, updates=updates, directory=tmp_path)
+
+    train(4)
+    with pytest.raises(am.InputError, match="another loss at the start"):
+        train(6, loss=lambda p, t: 2 * torch.nn.functional.mse_loss(p, t))
+    with pytest.raises(am.InputError, match="batch at update 3 was another"):
+        train(6, later=changed)
+    with torch.no_grad():
+        model[0].weight.add_(1e-9)
+    with pytest.raises(am.InputError, match="another frozen part of the model"):
+        train(6)

@@ -39,7 +39,7 @@ def test_to_converts_floats_and_leaves_class_indices():
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"support_x": [[1.0]]}, "support_x is a list"),
+        ({"support_x": [[1.0]]}, r"support_x\[0\]\[0\] is a float"),
         ({"query_y": torch.ones(3)}, "query_y has shape"),
         ({"query_x": torch.ones(3, 0, 2)}, "query_x has shape"),
         ({"support_x": torch.full((3, 5, 2), torch.nan)}, "support_x has 30 NaN"),
@@ -47,9 +47,7 @@ def test_to_converts_floats_and_leaves_class_indices():
         ({"support_x": torch.ones(2, 5, 2)}, "number of tasks differs .*support_x 2"),
         ({"support_y": torch.ones(3, 4, 1)}, "number of examples differs .*support_y 4"),
         ({"query_x": torch.ones(3, 4, 7)}, "input shape differs"),
-        ({"query_y": torch.ones(3, 4, 7)}, "target shape differs"),
         ({"query_x": torch.ones(3, 4, 2, dtype=torch.float64)}, "dtype differs .*query_x torch.float64"),
-        ({"query_y": torch.ones(3, 4, 1, dtype=torch.long)}, "dtype differs .*query_y torch.int64"),
         ({"support_y": torch.ones(3, 5, 1, dtype=torch.long, device="meta")}, "device differs .*support_y meta"),
         ({"horizon": torch.ones(3, 1)}, "horizon"),
         ({"horizon": torch.ones(3, dtype=torch.long)}, "horizon"),

@@ -1,10 +1,11 @@
+from dataclasses import replace
 from functools import partial
 
 import oracles
 import pytest
 import torch
 from oracles import Case
-from trainings import SGD, go, same
+from trainings import SGD, go, maml, same
 
 import amaml_core as am
 
@@ -140,3 +141,89 @@ def test_what_does_not_converge_is_counted(regression):
 def test_bad_options_are_refused_by_name(changes, culprit, regression):
     with pytest.raises(am.InputError, match=culprit):
         go(regression, **changes)
+
+
+def test_it_starts_from_the_models_own_values(regression):
+    method = maml()
+    start = am.train(
+        method, regression.problem, am.batches(regression.tasks, 2, 0), updates=1, snapshots=[0]
+    ).snapshots[0]
+    assert torch.equal(start["theta"], regression.problem.initial_parameters(seed=None))
+
+
+def test_planned_updates_choose_the_engine(regression, monkeypatch):
+    engines = []
+    seen = am.MetaProblem.planning
+    monkeypatch.setattr(am.MetaProblem, "planning", lambda self, n: engines.append(out := seen(self, n)) or out)
+    monkeypatch.setattr(type(maml()), "meta_gradient", lambda *_: pytest.fail("planned"))
+    auto = am.MetaProblem(regression.model, regression.problem.inner_loss, engine="auto")
+    for updates in (10, 500):
+        with pytest.raises(pytest.fail.Exception):
+            go(replace(regression, problem=auto), updates=updates)
+    assert [problem.engine for problem in engines] == ["eager", "compiled"]
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adagrad, torch.optim.Rprop])
+def test_every_state_of_an_optimizer_comes_back_as_it_was(optimizer, regression, tmp_path):
+    straight = go(regression, updates=9, optimizer=optimizer)
+    go(regression, updates=5, optimizer=optimizer, directory=tmp_path)
+    assert same(go(regression, updates=9, optimizer=optimizer, directory=tmp_path), straight)
+
+
+def test_an_optimizer_that_asks_for_the_loss_is_refused(regression):
+    with pytest.raises(am.InputError, match="LBFGS asks for the loss"):
+        go(regression, optimizer=torch.optim.LBFGS)
+
+
+def test_schedulers_clipping_and_rates_that_are_set_on_the_way_resume(regression, tmp_path):
+    made = []
+
+    def sgd(tensors):
+        made.append(torch.optim.SGD(tensors, lr=0.5, momentum=0.9))
+        return made[-1]
+
+    def halve(update, loss):
+        if update == 3:
+            made[-1].param_groups[0]["momentum"] = 0.1
+
+    options = {
+        "optimizer": sgd,
+        "scheduler": partial(torch.optim.lr_scheduler.StepLR, step_size=2, gamma=0.5),
+        "clip_norm": 0.1,
+        "on_update": halve,
+    }
+    straight = go(regression, updates=8, snapshots=[0, 1], **options)
+    moved = straight.snapshots[1]["theta"] - straight.snapshots[0]["theta"]
+    assert float(moved.norm()) == pytest.approx(0.05, rel=1e-4)  # the rate times the norm that is left
+    go(regression, updates=3, directory=tmp_path, every=1, **options)
+    assert same(go(regression, updates=8, directory=tmp_path, every=1, **options), straight)
+
+
+def test_validation_keeps_the_best_and_stops_early(regression, tmp_path):
+    numbers = iter([3.0, 1.0, 2.0, 2.0, 0.0])
+    seen = []
+
+    def validate(meta):
+        seen.append(meta["theta"].clone())
+        return next(numbers)
+
+    out = go(regression, updates=12, validate=validate, validate_every=2, patience=2, directory=tmp_path, every=1)
+    assert out.updates == 8
+    assert out.validations == {2: 3.0, 4: 1.0, 6: 2.0, 8: 2.0}
+    assert torch.equal(out.best["theta"], seen[1])
+    assert "brought nothing better after update 8" in out.notes[-1]
+    again = go(regression, updates=12, validate=validate, validate_every=2, patience=2, directory=tmp_path)
+    assert again.updates == 8
+    assert torch.equal(again.best["theta"], seen[1])
+
+
+def test_any_iterable_gives_batches_and_a_resumed_run_passes_over_those_used(regression, tmp_path):
+    pool = am.batches(regression.tasks, 2, 0)
+    stream = lambda count: (pool(update) for update in range(count))  # noqa: E731
+    straight = go(regression, updates=7)
+    assert same(go(regression, updates=7, batch=stream(7)), straight)
+    go(regression, updates=4, batch=stream(7), directory=tmp_path)
+    assert same(go(regression, updates=7, batch=stream(7), directory=tmp_path), straight)
+    short = go(regression, updates=20, batch=stream(5))
+    assert short.updates == 5
+    assert "no batch after update 5" in short.notes[-1]

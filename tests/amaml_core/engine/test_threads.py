@@ -22,7 +22,7 @@ def test_threads_do_not_meet_in_the_module(two_threads):
     problem, x = am.MetaProblem(Slow(2, 1), mse_loss), torch.randn(3, 5, 2)
     before = dict(problem.model.named_parameters())
     points = [torch.full((3, 3), value) for value in (1.0, 2.0)]
-    losses = partial(problem.losses, mse_loss, x=x, y=torch.zeros(3, 5, 1))
+    losses = partial(problem.losses, mse_loss, data=(x, torch.zeros(3, 5, 1)))
     for _ in range(10):
         found = side_by_side(losses, points)
         assert torch.allclose(found[1], 4 * found[0])

@@ -31,7 +31,7 @@ def told(cells, make_record):
             }[cell.probe]
             metrics = {name: value for name, value in metrics.items() if value == value}
             records.append(make_record(cell, **metrics))
-        return "\n".join(recommend(candidates(records), memory, tolerance))
+        return "\n".join(recommend(candidates(records), memory, tolerance).told)
 
     return advise
 
@@ -108,7 +108,9 @@ def test_a_longer_trajectory_that_gains_nothing_is_not_worth_it(told):
 
 def test_a_broken_model_is_not_taken_for_a_want_of_time(cells, make_record):
     failed = [make_record(cell, status="skipped") for cell in cells if cell.probe == "allocator"]
-    assert recommend(candidates(failed), MIB, 0.05) == ["No method was measured to the end; mostly because: because"]
+    assert recommend(candidates(failed), MIB, 0.05).told == [
+        "No method was measured to the end; mostly because: because"
+    ]
 
 
 def test_a_loss_that_rises_with_the_length_speaks_for_the_shorter(told):

@@ -1,0 +1,132 @@
+"""What code reads besides its arguments, as far as it can be seen: what was compiled must notice its changes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Hashable, Iterator, Mapping
+from enum import Enum
+from functools import lru_cache, partial
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, torch.dtype, torch.device, torch.Size, CodeType)
+OTHERS = frozenset({"torch", "numpy", *sys.stdlib_module_names} - {"__main__"})  # packages that do not change meanwhile
+MODULE = frozenset(vars(nn.Module())) - {"_forward_hooks", "_forward_pre_hooks"}  # what every module has
+MOST = 10_000  # elements of a container, or bytes of an array, that are looked at; of a larger one its identity
+STATES = 8  # different ones for which one problem is compiled
+
+
+class Same:
+    """An object that is equal to itself alone, and alive as long as this is."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and other.value is self.value
+
+
+def captured(**roots: Any) -> dict[str, Hashable]:
+    """What functions and modules can reach: attributes, closures, defaults, the globals that they name, by path.
+
+    A tensor counts as the same while it is the same object, for compiled code reads it anew; parameters and buffers of
+    modules do not count at all. Plain values count by value, all else by identity and by what it holds.
+    """
+    found: dict[str, Hashable] = {}
+    seen: set[int] = set()
+    waiting = [(name, value) for name, value in reversed(roots.items())]
+    while waiting:
+        path, value = waiting.pop()
+        if isinstance(value, PLAIN):
+            found[path] = type(value), value
+        elif type(value).__module__.partition(".")[0] == "numpy" and hasattr(value, "tobytes"):
+            found[path] = value.tobytes() if value.nbytes <= MOST else Same(value)
+        elif id(value) not in seen:
+            seen.add(id(value))
+            inside = _inside(value, path)
+            if not isinstance(value, nn.Module | MethodType | FunctionType | list | tuple | dict):
+                found[path] = Same(value)
+            elif isinstance(value, FunctionType):
+                found[path] = Same(value.__code__)
+            elif isinstance(value, list | tuple | dict):
+                found[path] = type(value), len(value)
+            else:
+                found[path] = type(value)
+            waiting += reversed(list(inside))
+    return found
+
+
+def _inside(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """What can be reached from an object in one step, by path."""
+    if isinstance(value, Tensor | BuiltinFunctionType | ModuleType):
+        return
+    if isinstance(value, FunctionType):
+        if not _of_others(value.__module__):
+            yield from _of_function(value, path)
+    elif isinstance(value, MethodType):
+        yield f"{path}.__self__", value.__self__
+        yield f"{path}.__func__", value.__func__
+    elif isinstance(value, partial):
+        yield from ((f"{path}.{name}", getattr(value, name)) for name in ("func", "args", "keywords"))
+    elif isinstance(value, Mapping):
+        yield from ((f"{path}[{key!r}]", part) for key, part in list(value.items())[:MOST])
+    elif isinstance(value, list | tuple | set | frozenset):
+        yield from ((f"{path}[{index}]", part) for index, part in enumerate(list(value)[:MOST]))
+    elif isinstance(value, type):
+        if not _of_others(value.__module__):
+            own = (
+                (name, part) for name, part in vars(value).items() if not name.startswith("__") or name == "__call__"
+            )
+            yield from ((f"{path}.{name}", getattr(part, "__func__", part)) for name, part in own)
+            yield from ((f"{path}.{base.__name__}", base) for base in value.__bases__)
+    else:
+        skipped = MODULE if isinstance(value, nn.Module) else ()
+        yield from ((f"{path}.{name}", part) for name, part in _attributes(value).items() if name not in skipped)
+        if isinstance(value, nn.Module):
+            yield from ((f"{path}.{name}", part) for name, part in value._modules.items())
+        yield f"type of {path}", type(value)
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    slots = [getattr(cls, "__slots__", ()) for cls in type(value).__mro__]
+    names = [name for own in slots for name in ([own] if isinstance(own, str) else own)]
+    return {name: getattr(value, name) for name in names if hasattr(value, name)} | getattr(value, "__dict__", {})
+
+
+def _of_function(function: FunctionType, path: str) -> Iterator[tuple[str, Any]]:
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            yield f"{name} of {path}", cell.cell_contents
+        except ValueError:  # not filled yet
+            continue
+    for index, part in enumerate(function.__defaults__ or ()):
+        yield f"default {index} of {path}", part
+    for name, part in {**(function.__kwdefaults__ or {}), **vars(function)}.items():
+        yield f"{name} of {path}", part
+    names = _names(function.__code__)
+    for name in names:
+        if name in function.__globals__:
+            part = function.__globals__[name]
+            if not isinstance(part, ModuleType):
+                yield f"{name} of {function.__module__}", part
+            elif not _of_others(part.__name__):
+                yield from ((f"{name}.{inner}", vars(part)[inner]) for inner in names if inner in vars(part))
+
+
+@lru_cache(maxsize=1024)
+def _names(code: CodeType) -> tuple[str, ...]:
+    """The names of globals and attributes in a function and in those that are written inside of it."""
+    inner = [name for constant in code.co_consts if isinstance(constant, CodeType) for name in _names(constant)]
+    return tuple(dict.fromkeys([*code.co_names, *inner]))
+
+
+def _of_others(module: str | None) -> bool:
+    return (module or "").partition(".")[0] in OTHERS

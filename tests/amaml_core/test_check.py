@@ -1,0 +1,83 @@
+"""Promises kept and broken, by models made for it; that the zoo passes is tested with the zoo."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import mse_loss
+from zoo import Forward, NewFunction
+
+import amaml_core as am
+
+pytestmark = pytest.mark.filterwarnings("ignore::amaml_core.ModelWarning")
+
+
+def made(call, loss=mse_loss, dtype=torch.float32, adapt=None):
+    torch.manual_seed(0)
+    model = Forward(call, l=nn.Linear(3, 4), o=nn.Linear(4, 1)).to(dtype)
+    x = torch.randn(3, 6, 3, dtype=dtype)
+    problem = am.MetaProblem(model, loss, adapt=adapt)
+    return (
+        problem,
+        problem.initial_parameters(),
+        am.TaskBatch(x, x.sum(-1, keepdim=True), x + 1, x.prod(-1, keepdim=True)),
+    )
+
+
+def test_a_float32_model_is_checked_in_float64_and_left_as_it_was():
+    problem, theta, tasks = made(lambda m, x: m.o(m.l(x).relu()))
+    problem.model.register_buffer("shift", torch.ones(2))
+    before = {
+        name: (value, value.clone(), value.dtype) for name, value in problem.model.state_dict(keep_vars=True).items()
+    }
+    found = am.check(problem, theta, tasks)
+    assert found.dtype == torch.float64
+    assert max(found.autograd_error, found.slope_error, found.product_error) < 1e-6
+    for name, value in problem.model.state_dict(keep_vars=True).items():
+        same, kept, dtype = before[name]
+        assert value is same
+        assert value.dtype == dtype
+        assert torch.equal(value, kept)
+
+
+def test_tensors_of_their_own_dtype_are_checked_in_the_models_and_it_says_so():
+    weights = torch.tensor([0.5])
+    found = am.check(*made(lambda m, x: m.o(m.l(x).tanh()), loss=lambda p, t: mse_loss(p @ weights.view(1, 1), t)))
+    assert found.dtype == torch.float32
+    assert "checked in torch.float32" in found.notes[-1]
+
+
+class Biased(NewFunction):
+    generate_vmap_rule = False
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return 0.95 * NewFunction.backward(ctx, *grads)
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda m, x: m.o(Biased.apply(m.l(x))), "off central differences"),
+        (lambda m, x: m.o(m.l(x).tanh() * m.l(x).detach()), "off central differences of the loss"),
+        (lambda m, x: m.o(m.l(x) + (m.l(x).round() - m.l(x)).detach()), "off central differences of the loss"),
+        (lambda m, x: m.o(m.l(x)) * torch.rand(()), "draws random numbers"),
+    ],
+)
+def test_wrong_derivatives_and_broken_promises_are_told(call, told):
+    with pytest.raises(am.InputError, match=told):
+        am.check(*made(call))
+
+
+def test_the_loss_reads_the_parameters_of_the_task():
+    problem, theta, tasks = made(lambda m, x: m.o(m.l(x).tanh()))
+    model = problem.model
+    decayed = am.MetaProblem(model, lambda p, t: mse_loss(p, t) + sum(q.square().sum() for q in model.parameters()))
+    assert am.check(decayed, theta, tasks).autograd_error < 1e-10
+
+
+def test_only_what_is_adapted_is_checked_and_gradients_are_kept():
+    problem, theta, tasks = made(lambda m, x: m.o(m.l(x).tanh()), adapt="o.*")
+    problem.model.l.weight.grad = torch.ones(4, 3)
+    am.check(problem, theta, tasks)
+    assert torch.equal(problem.model.l.weight.grad, torch.ones(4, 3))
+    assert all(value.requires_grad for value in problem.model.parameters())

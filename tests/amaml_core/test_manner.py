@@ -1,0 +1,247 @@
+"""What one look at a model tells, and what is done about it."""
+
+import itertools
+import random
+import warnings
+from collections import Counter
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import mse_loss
+from zoo import Forward, NewFunction
+
+import amaml_core as am
+from amaml_core.manner import put_back, snapshot
+
+METHOD = am.create_method("maml", inner_steps=2, inner_lr=0.1)
+
+
+def layered(call, loss=mse_loss, dtype=torch.float64, **parts):
+    torch.manual_seed(0)
+    model = Forward(call, l=nn.Linear(3, 4), o=nn.Linear(4, 1), **parts).to(dtype)
+    problem = am.MetaProblem(model, loss)
+    x = torch.randn(3, 6, 3, dtype=dtype)
+    return problem, am.TaskBatch(x, x.sum(-1, keepdim=True), x + 0.1, x.prod(-1, keepdim=True))
+
+
+def run(problem, tasks, method=METHOD):
+    return method.meta_gradient(problem, problem.initial_parameters(), tasks)
+
+
+@pytest.mark.parametrize(
+    ("draw", "told"),
+    [
+        (lambda: torch.rand(()), "draws random numbers"),
+        (random.random, "draws random numbers"),
+        (np.random.rand, "draws random numbers"),
+        (partial(torch.rand, (), generator=torch.Generator()), "another value each time"),
+        (random.Random(0).random, "another value each time"),
+        (np.random.default_rng(0).random, "another value each time"),
+        (itertools.count().__next__, "another value each time"),
+    ],
+)
+def test_random_numbers_of_every_kind_are_refused(draw, told):
+    problem, tasks = layered(lambda m, x: m.o(m.l(x).tanh() * (1 + float(draw()))))
+    with pytest.raises(am.InputError, match=told):
+        run(problem, tasks)
+
+
+def test_a_draw_that_changes_nothing_this_time_is_refused_too():
+    problem, tasks = layered(lambda m, x: m.o(m.l(x).tanh() * (1 + (torch.rand(()) > 2))))
+    with pytest.raises(am.InputError, match="draws random numbers"):
+        run(problem, tasks)
+
+
+def test_a_model_that_remembers_is_refused_and_left_as_it_was():
+    def call(m, x):
+        m.mean.mul_(0.9).add_(0.1 * x.mean())
+        return m.o(m.l(x - m.mean).tanh())
+
+    problem, tasks = layered(call)
+    problem.model.register_buffer("mean", torch.zeros((), dtype=torch.float64))
+    with pytest.raises(am.InputError, match="changes its 'mean'"):
+        run(problem, tasks)
+    assert float(problem.model.mean) == 0
+
+
+def test_what_a_model_keeps_to_show_is_taken_out_again():
+    def call(m, x):
+        m.shown = m.l(x).tanh()
+        return m.o(m.shown)
+
+    problem, tasks = layered(call)
+    right = run(*layered(lambda m, x: m.o(m.l(x).tanh()))).grad
+    assert torch.equal(run(problem, tasks).grad, right)
+    assert not hasattr(problem.model, "shown")
+
+
+def test_counted_calls_do_not_leak_between_evaluations():
+    def call(m, x):
+        m.calls.append(1)
+        m.count = getattr(m, "count", 0) + 1
+        return m.o(m.l(x).tanh() * m.count)
+
+    problem, tasks = layered(call, calls=[])
+    with pytest.raises(am.InputError, match="another value each time"):
+        run(problem, tasks)
+    assert not hasattr(problem.model, "count")
+
+
+def test_a_parameter_that_is_written_to_is_refused():
+    def call(m, x):
+        with torch.no_grad():
+            m.l.weight.clamp_(-0.1, 0.1)
+        return m.o(m.l(x))
+
+    with pytest.raises(am.InputError, match="writes to its own parameters"):
+        run(*layered(call))
+
+
+def test_targets_that_a_loss_writes_to_are_kept():
+    problem, tasks = layered(lambda m, x: m.o(m.l(x).tanh()), loss=lambda p, t: mse_loss(p, t.mul_(2)))
+    kept = tasks.support_y.clone()
+    right = run(*layered(lambda m, x: m.o(m.l(x).tanh()), loss=lambda p, t: mse_loss(p, t * 2))).grad
+    assert torch.equal(run(problem, tasks).grad, right)
+    assert torch.equal(tasks.support_y, kept)
+
+
+def test_a_loop_is_told_once_and_kept_in_the_notes():
+    problem, tasks = layered(lambda m, x: m.o(m.l(x).tanh() * float(x.mean())))
+    with pytest.warns(am.ModelWarning, match="one after the other: vmap cannot") as told:
+        run(problem, tasks)
+    assert problem.notes == (str(told[0].message),)
+    run(problem.with_engine("eager"), tasks)  # warnings are errors here
+
+
+def test_what_vmap_cannot_do_with_later_tasks_alone_falls_back_then():
+    """At the first batch nothing depends on values."""
+
+    def call(m, x):
+        return m.o(m.l(x).tanh() * (float(x.sum()) if x.shape[0] == 5 else 1.0))
+
+    problem, tasks = layered(call)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(problem, tasks)
+    later = am.TaskBatch(*(value[:, :5] for value in tasks.tensors().values()))
+    with pytest.warns(am.ModelWarning, match="one after the other"):
+        found = run(problem, later).grad
+    right, _ = layered(lambda m, x: m.o(m.l(x).tanh() * x.sum()))
+    assert torch.allclose(found, run(right, later).grad, rtol=1e-12)
+
+
+def test_a_wrong_vmap_rule_is_found_out():
+    class Wrong(NewFunction):
+        generate_vmap_rule = False
+
+        @staticmethod
+        def vmap(info, in_dims, x):
+            return 2 * x.sin(), in_dims[0]
+
+    problem, tasks = layered(lambda m, x: m.o(Wrong.apply(m.l(x))))
+    right = run(*layered(lambda m, x: m.o(m.l(x).sin()))).grad
+    with pytest.warns(am.ModelWarning, match="vmap gives other values"):
+        assert torch.allclose(run(problem, tasks).grad, right, rtol=1e-12)
+
+
+class Backward(NewFunction):
+    """Sine, whose backward cannot be differentiated as it is written."""
+
+    generate_vmap_rule = False
+
+    @staticmethod
+    def backward(ctx, *grads):
+        (x,) = ctx.saved_tensors
+        return grads[0] * torch.from_numpy(np.cos(x.detach().numpy()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.filterwarnings("ignore::amaml_core.ModelWarning")
+def test_a_second_derivative_that_is_lost_is_refused_where_it_is_needed(dtype):
+    problem, tasks = layered(lambda m, x: m.o(Backward.apply(m.l(x))), dtype=dtype)
+    with pytest.raises(am.InputError, match=r"no second derivative \(its Hessian-vector products are .*%"):
+        run(problem, tasks)
+    found = run(problem, tasks, am.create_method("fomaml", inner_steps=2, inner_lr=0.1)).grad
+    plain, _ = layered(lambda m, x: m.o(m.l(x).sin()), dtype=dtype)
+    right = run(plain, tasks, am.create_method("fomaml", inner_steps=2, inner_lr=0.1)).grad
+    assert torch.allclose(found, right, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::amaml_core.ModelWarning")
+def test_a_first_derivative_that_is_wrong_is_refused():
+    class Ten(NewFunction):
+        generate_vmap_rule = False
+
+        @staticmethod
+        def backward(ctx, *grads):
+            return 0.9 * NewFunction.backward(ctx, *grads)
+
+    with pytest.raises(am.InputError, match=r"\d+% off central differences"):
+        run(*layered(lambda m, x: m.o(Ten.apply(m.l(x)))))
+
+
+def test_torchs_own_weight_norm_is_worked_out_by_parts():
+    """Of torch's fused operator the second derivative is wrong, by torch's own ``gradgradcheck``."""
+    v, g = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 1, dtype=torch.float64)
+    points = v.requires_grad_(), g.requires_grad_()
+    fused = lambda v, g: torch._weight_norm(v, g, 0).sin()  # noqa: E731
+    assert not torch.autograd.gradgradcheck(fused, points, raise_exception=False)
+
+
+def test_a_loss_that_does_not_depend_on_the_parameters_is_told():
+    with pytest.raises(am.InputError, match="does not depend on the adapted parameters"):
+        run(*layered(lambda m, x: x[:, :1]))
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyError, AttributeError, ZeroDivisionError])
+def test_what_somebodys_forward_raises_is_one_sentence(error):
+    def call(m, x):
+        raise error("no such thing")
+
+    with pytest.raises(am.InputError, match=f"fails on these tasks.*{error.__name__}.*no such thing") as told:
+        run(*layered(call))
+    assert isinstance(told.value.__cause__, error)
+
+
+def test_one_look_is_enough():
+    calls = Counter()
+
+    def call(m, x):
+        calls["forward"] += 1
+        return m.o(m.l(x).tanh())
+
+    problem, tasks = layered(call)
+    run(problem, tasks)
+    first = calls["forward"]
+    run(problem, tasks)
+    assert calls["forward"] - first == 3  # vmap: two inner gradients and the query's
+
+
+def test_inside_of_inference_mode_it_works_too():
+    problem, tasks = layered(lambda m, x: m.o(m.l(x).tanh()))
+    right = run(problem, tasks).grad
+    with torch.inference_mode():
+        inside = tasks.map(torch.clone)
+        assert torch.equal(run(problem, inside).grad, right)
+        curve = am.adaptation_curve(problem, problem.initial_parameters(), inside, inner_lr=0.1, steps=[0, 2])
+    assert torch.isfinite(curve.errors).all()
+
+
+def test_hooks_of_saved_tensors_around_it_all_are_fine():
+    problem, tasks = layered(lambda m, x: m.o(m.l(x).tanh()))
+    with torch.autograd.graph.save_on_cpu():
+        found = run(problem, tasks).grad
+    assert torch.equal(found, run(*layered(lambda m, x: m.o(m.l(x).tanh()))).grad)
+
+
+def test_attributes_are_put_back():
+    model = nn.Sequential(nn.Linear(1, 1))
+    kept = snapshot(model)
+    assert not put_back(kept)
+    model[0].extra, model.training = 1, False
+    assert put_back(kept)
+    assert not hasattr(model[0], "extra")
+    assert model.training
