@@ -10,7 +10,7 @@ QUICK ?=
 ACCEPT ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup peers test check graph bench bench-accuracy bench-memory bench-peers bench-time bench-work-precision \
+.PHONY: help setup peers test check graph zoo bench bench-accuracy bench-memory bench-peers bench-time bench-work-precision \
 	experiments gate report clean
 
 help: ## list the targets
@@ -37,6 +37,9 @@ check: $(STAMP) ## lint, format and type checks
 
 graph: $(STAMP) ## draw the pictures in CONTRIBUTING.md from the code's own imports
 	$(BIN)/python tests/imports.py
+
+zoo: $(STAMP) ## every kind of module through every method in both engines, into docs/models.md (half an hour)
+	$(BIN)/python tests/amaml_core/zoo_table.py
 
 gate: $(STAMP) ## counters, memory and gradients against their committed baselines
 	$(BIN)/amaml-bench gate --out $(RESULTS)/gate $(if $(ACCEPT),--accept '$(ACCEPT)')

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from amaml_core.engine.rule import pieces
 from amaml_core.errors import InputError, positive_number
@@ -17,7 +19,7 @@ from amaml_core.methods.base import Descend
 from amaml_core.problem import MetaProblem
 from amaml_core.tasks import TaskBatch
 
-Measure = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+Measure = Callable[[Any, Any, Tensor | None], Tensor]
 """(prediction, target, mask) -> one number a task, ``[B]``; the mask ``[B, n]`` tells which examples count."""
 
 
@@ -58,7 +60,8 @@ def adaptation_curve(
         inner_lr: α.
         steps: numbers of steps after which the error is measured; 0 is the error before any.
         measure: of the error; ``rmse`` by default.
-        query_mask: which query examples count, where tasks have different numbers of them; all by default.
+        query_mask: which query examples count, where tasks have different numbers of them; those of the tasks by
+            default.
 
     Raises:
         InputError: θ, tasks and problem do not fit each other, or ``steps`` holds no or a negative number.
@@ -75,10 +78,10 @@ def adaptation_curve(
     wanted = sorted(set(steps))
     if not wanted or wanted[0] < 0:
         raise InputError(f"steps={list(steps)} must name at least one number of steps, 0 or more.")
-    if query_mask is not None and query_mask.shape != tasks.query_y.shape[:2]:
-        raise InputError(
-            f"query_mask has shape {list(query_mask.shape)}; it needs {list(tasks.query_y.shape[:2])}, as query_y."
-        )
+    query_mask = tasks.query_mask if query_mask is None else query_mask
+    examples = list(tree_leaves(tasks.query_y)[0].shape[:2])
+    if query_mask is not None and list(query_mask.shape) != examples:
+        raise InputError(f"query_mask has shape {list(query_mask.shape)}; it needs {examples}, as query_y.")
     problem.check_theta(theta)
     size = problem.chunk_size or len(tasks)
     masks = [None] * len(tasks) if query_mask is None else list(query_mask.split(size))

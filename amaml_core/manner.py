@@ -46,7 +46,7 @@ class Manner:
         copies_model: a copy of the model holds the parameters, for parts of it run again on the way back.
         restores: attributes that a call leaves in the modules are taken out again.
         by_parts: fused operators are avoided that cannot be differentiated twice, or wrongly.
-        eager: what ``torch.compile`` made runs as it was written.
+        eager: what ``torch.compile`` made runs as it was written: it looks through neither vmap nor a double backward.
         first_order: why there is no second derivative; empty where there is one.
         why: why the tasks are not worked on at once, though that would be quicker.
         sure: whether the numbers were finite, so that derivatives could be checked.
@@ -67,7 +67,10 @@ class Manner:
     def around(self, model: nn.Module) -> Iterator[None]:
         """What is set while the model is called."""
         kept = snapshot(model) if self.restores else {}
-        with by_parts() if self.by_parts else nullcontext(), as_written() if self.eager else nullcontext():
+        with (
+            by_parts() if self.by_parts else nullcontext(),
+            torch.compiler.set_stance("force_eager") if self.eager else nullcontext(),
+        ):
             try:
                 yield
             finally:
@@ -162,7 +165,9 @@ def _batched(call: Call, manner: Manner, u: Tensor, data: Any, plain: Derivative
     """The same manner by vmap, where that gives the same."""
     together = replace(manner, batched=True)
     try:
-        found = _derivatives(lambda at: call(together, at, tree_map(torch.clone, data)), u)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="There is a performance drop")  # a loop, and a slow one
+            found = _derivatives(lambda at: call(together, at, tree_map(torch.clone, data)), u)
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever vmap cannot do
@@ -332,13 +337,6 @@ def by_parts() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-
-
-@contextmanager
-def as_written() -> Iterator[None]:
-    """``torch.compile`` cannot look through a double backward pass, nor through vmap: what it made runs eagerly."""
-    with torch.compiler.set_stance("force_eager"):
-        yield
 
 
 def snapshot(model: nn.Module) -> dict[nn.Module, dict[str, Any]]:

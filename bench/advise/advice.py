@@ -45,9 +45,15 @@ class Candidate:
     def name(self) -> str:
         """The method and what distinguishes it."""
         options = self.cell.options
+        chunk = f", {self.chunk_size} task at a time" if self.chunk_size else ""
         if self.cell.method == "amaml":
-            return f"amaml, {options['num_states']} states, {options['backward']}"
-        return f"{self.cell.method}{' ' + options['variant'] if 'variant' in options else ''}"
+            return f"amaml, {options['num_states']} states, {options['backward']}{chunk}"
+        return f"{self.cell.method}{' ' + options['variant'] if 'variant' in options else ''}{chunk}"
+
+    @property
+    def chunk_size(self) -> int | None:
+        """Tasks that were worked on at once; None: all, or as many as the problem says."""
+        return self.cell.problem_options.get("chunk_size")
 
     @property
     def bytes(self) -> float:
@@ -106,11 +112,16 @@ class Advice:
 
     def as_json(self, found: Sequence[Candidate]) -> dict[str, Any]:
         """It, and what was measured, in JSON's types."""
-        best = self.best and {"method": self.best.cell.method, "options": self.best.cell.options}
+        best = self.best and {
+            "method": self.best.cell.method,
+            "options": self.best.cell.options,
+            "chunk_size": self.best.chunk_size,
+        }
         rows = [
             {
                 "method": one.cell.method,
                 "options": one.cell.options,
+                "chunk_size": one.chunk_size,
                 "target": one.target,
                 "metrics": one.metrics,
                 "failures": one.failures,
@@ -144,7 +155,8 @@ def recommend(found: Sequence[Candidate], memory_bytes: int, tolerance: float) -
     best = best_at[min(enough or pool)]
     told = [
         f"Use {best.name} at {best.steps} steps (T = {best.steps * best.cell.options['inner_lr']:g}): {_costs(best)}.",
-        f"  am.create_method({_call(best.cell)})",
+        f"  am.create_method({_call(best.cell)})"
+        + (f" with am.MetaProblem(…, chunk_size={best.chunk_size})" if best.chunk_size else ""),
         f"Of the methods that fit in {_size(memory_bytes)} and whose gradient is within {tolerance:.0%} of the "
         "flow's or the unrolled one's it is the fastest there.",
     ]

@@ -75,7 +75,9 @@ def _line(error: Exception, factory: str) -> str:
     return f" in line {lines[-1]}" if lines else ""
 
 
-def plan_cells(factory: str, steps: Sequence[int], lr: float, *, device: str, dtype: str) -> list[Cell]:
+def plan_cells(
+    factory: str, steps: Sequence[int], lr: float, *, device: str, dtype: str, chunk_size: int | None = None
+) -> list[Cell]:
     """All methods at these trajectory lengths: the allocator's peak, the time and the error of each.
 
     ``amaml`` comes as in the paper, a state a step, and as rk4 both ways on a quarter of that, whose cost no kink in
@@ -96,7 +98,7 @@ def plan_cells(factory: str, steps: Sequence[int], lr: float, *, device: str, dt
                 Grid(
                     probe=list(PHASES),
                     problem="custom",
-                    problem_options={"factory": factory},
+                    problem_options={"factory": factory, "chunk_size": chunk_size},
                     method=method,
                     options=each | options,
                     dtype=dtype,
@@ -142,10 +144,15 @@ def run(
     return plan.done + records, interrupted
 
 
+def too_big(record: Record, budget: Budget) -> bool:
+    """Whether an update was found to need more memory than the budget has."""
+    return record.status == "oom" or (record.status == "ok" and not _fits(record, budget))
+
+
 def _fits(record: Record, budget: Budget) -> bool:
     return record.status == "ok" and record.metrics.get("peak_allocated_bytes", 0) <= budget.memory_bytes
 
 
 def update_key(cell: Cell) -> tuple[str, str]:
     """Which outer update a cell measures, whatever its probe."""
-    return cell.method, str(sorted(cell.options.items()))
+    return cell.method, str([*sorted(cell.options.items()), cell.problem_options.get("chunk_size")])

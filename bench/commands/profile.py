@@ -54,17 +54,25 @@ def command(
         raise InputError(f"--minutes {minutes:g} leaves no time; give more.")
     chosen = choose_device(device)
     dtype = profile.check(factory, chosen, lambda note: err().print(escape(note)))
-    cells = profile.plan_cells(factory, _lengths(steps), inner_lr, device=chosen, dtype=dtype)
+    lengths = _lengths(steps)
     store = Store(out_dir or Path("results") / f"profile-{factory.rpartition(':')[2]}")
-    plan = runner.plan("profile", cells, store, retry_failed=True)  # the budget may have grown
-    for complaint in plan.complaints:
-        err().print(escape(complaint))
     since = time.time() - psutil.Process().create_time()  # this program's own start counts too
-    budget = profile.Budget(size(memory) or 0, 60 * minutes - since - END_SECONDS)
-    with make_reporter(plan, err() if as_json else out(), quiet) as reporter:
-        records, interrupted = profile.run(plan, store, budget, reporter=reporter, say=err().print)
-    found = advice.candidates(records)
-    advised = advice.recommend(found, budget.memory_bytes, tolerance)
+    deadline = time.monotonic() + 60 * minutes - since - END_SECONDS
+    cells, records, interrupted = [], [], False
+    for chunk_size in (None, 1):  # tasks one at a time where all together are too big
+        own = {"device": chosen, "dtype": dtype, "chunk_size": chunk_size}
+        wanted = profile.plan_cells(factory, lengths, inner_lr, **own)
+        plan = runner.plan("profile", wanted, store, retry_failed=True)  # the budget may have grown
+        for complaint in plan.complaints:
+            err().print(escape(complaint))
+        with make_reporter(plan, err() if as_json else out(), quiet) as reporter:
+            budget = profile.Budget(size(memory) or 0, deadline - time.monotonic())
+            more, interrupted = profile.run(plan, store, budget, reporter=reporter, say=err().print)
+        cells, records = cells + wanted, records + more
+        found = advice.candidates(records)
+        advised = advice.recommend(found, budget.memory_bytes, tolerance)
+        if interrupted or advised.best is not None or not any(profile.too_big(record, budget) for record in more):
+            break
     if as_json:
         print(json.dumps(advised.as_json(found), indent=2))
     else:

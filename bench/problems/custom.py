@@ -39,15 +39,19 @@ class Custom(MetaBenchProblem):
         factory: "FILE.py:NAME".
         source: hash of the file and of the Python files beside and below it, so that a changed one asks another
             question; found out where it is not given. Data files are not part of it.
+        chunk_size: tasks that are worked on at once, where the problem's own number is not wanted.
     """
 
     factory: str = field(kw_only=True)
     source: str = field(default="", kw_only=True)
+    chunk_size: int | None = field(default=None, kw_only=True)
 
     text = "your own model and tasks, from FILE.py:NAME"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.chunk_size is not None:
+            self._positive("chunk_size")
         path, _, name = str(self.factory).rpartition(":")
         if not path or not name.isidentifier():
             raise am.InputError(f"{self.factory!r} is not of the form FILE.py:NAME; name the function after a colon.")
@@ -71,6 +75,7 @@ class Custom(MetaBenchProblem):
         """
         problem, sampler = self._made(seed * 100_003 + sample)
         theta = problem.initial_parameters(seed=None)
+        problem.chunk_size = self.chunk_size or problem.chunk_size
         problem.model.to(device, dtype)
         for loss in (problem.inner_loss, problem.outer_loss):
             if isinstance(loss, nn.Module):

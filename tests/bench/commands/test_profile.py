@@ -1,5 +1,7 @@
+import json
 import time
 
+from bench.advise import profile
 from bench.records import Store
 
 INSERT = "import os, sys\nsys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))\nimport helper\n"
@@ -17,10 +19,53 @@ def test_the_template_is_a_problem_that_can_be_profiled(shell, tmp_path):
     (tmp_path / "mine.py").write_text(INSERT + shell("profile", "--template").stdout)
     began = time.monotonic()
     done = shell("profile", "mine.py:my_problem", "--steps", "2", "--minutes", "0.25", "--out", "store", "--quiet")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == (0 if "Use " in done.stdout else 4), done.stderr
     assert time.monotonic() - began < 25
     assert ("Use " in done.stdout) != ("No method" in done.stdout)
     assert "Not measured" in done.stdout
     records, _ = Store(tmp_path / "store").read()
     assert {record.cell.problem_options["factory"] for record in records} == {"mine.py:my_problem"}
     assert {record.status for record in records} == {"ok"}
+
+
+OWN = """
+import torch
+import amaml_core as am
+
+
+def make():
+    model = torch.nn.Sequential(torch.nn.Linear(2, WIDTH), torch.nn.Tanh(), torch.nn.Linear(WIDTH, 1))
+    return am.MetaProblem(model, torch.nn.functional.mse_loss), sample
+
+
+def sample(seed):
+    x = torch.randn(6, 8, 2, generator=torch.Generator().manual_seed(seed))
+    return am.TaskBatch(x, x.prod(-1, keepdim=True), x + 1, x.sum(-1, keepdim=True))
+"""
+
+
+def test_a_program_can_read_the_recommendation_and_tasks_one_at_a_time_are_tried_before_too_big(
+    cli, tmp_path, monkeypatch
+):
+    every = profile.plan_cells
+    only = lambda *args, **own: [cell for cell in every(*args, **own) if cell.method == "maml"]  # noqa: E731
+    monkeypatch.setattr(profile, "plan_cells", only)
+    (tmp_path / "mine.py").write_text(OWN.replace("WIDTH", "64"))
+    done = cli("profile", "mine.py:make", "--steps", "1", "--memory", "35kB", "--minutes", "3", "--json", "--out", "s")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["recommendation"]["chunk_size"] == 1
+    whole = [row for row in said["measured"] if row["chunk_size"] is None]
+    assert all(row["metrics"]["peak_allocated_bytes"] > 35_000 for row in whole if row["metrics"])
+    assert "chunk_size=1" in " ".join(said["told"])
+
+
+def test_a_model_whose_derivatives_are_wrong_is_not_profiled(cli, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        OWN.replace("WIDTH", "4").replace(
+            "torch.nn.functional.mse_loss), sample", "lambda p, t: (p * p.detach() - t).square().mean()), sample"
+        )
+    )
+    done = cli("profile", "mine.py:make")
+    assert done.returncode == 2
+    assert "off central differences" in done.stderr

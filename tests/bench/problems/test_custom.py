@@ -3,7 +3,7 @@ import torch
 
 from amaml_core import InputError
 from bench.advise.profile import check
-from bench.probes import oracles
+from bench.probes import error, oracles
 from bench.problems import custom, make_problem
 from bench.records import Cell
 
@@ -145,3 +145,50 @@ def test_what_cannot_be_used_is_refused_in_one_sentence(file, name, words):
 def test_a_file_that_is_not_there_is_refused(factory, words):
     with pytest.raises(InputError, match=words):
         make_problem("custom", {"factory": factory})
+
+
+DTYPES = """
+import torch, amaml_core as am
+weights = torch.tensor([1.0, 2.0, 3.0])
+def sample(seed):
+    x = torch.randn(2, 6, 2)
+    y = torch.randint(3, (2, 6))
+    return am.TaskBatch(x, y, x + 1, y)
+def module():
+    return am.MetaProblem(torch.nn.Linear(2, 3), torch.nn.CrossEntropyLoss(weight=weights.clone())), sample
+def function():
+    return am.MetaProblem(torch.nn.Linear(2, 3), lambda p, t: torch.nn.functional.cross_entropy(p, t, weights)), sample
+class Zeros(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell, self.out = torch.nn.GRUCell(2, 3), torch.nn.Linear(3, 3)
+    def forward(self, x):
+        return self.out(self.cell(x, torch.zeros(len(x), 3)))
+def zeros():
+    return am.MetaProblem(Zeros(), torch.nn.functional.cross_entropy), sample
+def wrong():
+    return am.MetaProblem(torch.nn.Linear(2, 3), lambda p, t: (p * p.detach()).mean()), sample
+"""
+
+
+@pytest.mark.filterwarnings("ignore::amaml_core.ModelWarning")
+@pytest.mark.parametrize(("name", "dtype"), [("module", "float64"), ("function", "float32"), ("zeros", "float32")])
+def test_tensors_of_their_own_dtype_get_a_reference_in_it_and_the_record_says_so(name, dtype, tmp_path, make_cell):
+    (tmp_path / "mine.py").write_text(DTYPES)
+    options = {"factory": f"{tmp_path / 'mine.py'}:{name}"}
+    problem = make_problem("custom", options)
+    cell = make_cell("maml", "error").model_copy(update={"problem": "custom", "problem_options": options})
+    found = error.measure(problem, cell)
+    assert found.status == "ok"
+    assert found.metrics["rel_error_unrolled"] < 1e-5
+    assert ("References in torch.float32" in found.reason) == (dtype == "float32")
+
+
+def test_cells_of_a_model_that_fails_its_check_are_skipped_whatever_they_measure(tmp_path, make_cell):
+    (tmp_path / "mine.py").write_text(DTYPES)
+    options = {"factory": f"{tmp_path / 'mine.py'}:wrong"}
+    cell = make_cell("fomaml", "time").model_copy(update={"problem": "custom", "problem_options": options})
+    with pytest.raises(InputError, match="off central differences"):
+        make_problem("custom", options).update(cell, 0)
+    with pytest.raises(InputError, match="off central differences"):  # by the verdict that was kept
+        make_problem("custom", options).checked()
