@@ -1,4 +1,4 @@
-"""A model and its losses, seen as batched functions of flat parameters. The only place that touches torch.func."""
+"""A model and its losses, seen as batched functions of flat parameters."""
 
 from __future__ import annotations
 

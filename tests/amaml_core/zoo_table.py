@@ -25,12 +25,12 @@ METHODS = {
 ENGINES = tuple(METHODS)
 HEAD = """# Which models it is right on
 
-Made by `make zoo` (torch {torch}, CPU, float64). Each kind of module goes through all methods (three inner steps)
-in the eager engine, and through `maml` and `imaml` (one step, for it takes minutes) compiled for real. A number is the largest relative error of any task's gradient: of `fomaml` and `reptile` against a module that
-was trained as it is, of `imaml` against a dense linear system with the Hessian from differences of that module's
-gradients, of the others against central differences of the trained module's query loss. None of these shares a
-derivative, vmap or `functional_call` with the suite. Where a module is refused, the sentence stands in the number's
-place.
+Made by `make zoo` (torch {torch}, CPU, float64). Each kind of module goes through all methods (three inner steps) in
+the eager engine, and through `maml` and `imaml` (one step, for it takes minutes) compiled for real. A number is the
+largest relative error of any task's gradient: of `fomaml` and `reptile` against a module that was trained as it is,
+of `imaml` against a dense linear system with the Hessian from differences of that module's gradients, of the others
+against central differences of the trained module's query loss. None of these shares a derivative, vmap or
+`functional_call` with the suite. Where a module is refused, the sentence stands in the number's place.
 
 | module | eager | compiled |
 |---|---|---|
