@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -75,9 +76,10 @@ def adaptation_curve(
         torch.Size([8, 2])
     """
     positive_number("inner_lr", inner_lr)
-    wanted = sorted(set(steps))
+    listed = list(steps) if isinstance(steps, Iterable) else [steps]
+    wanted = sorted(set(listed)) if all(isinstance(one, Integral) for one in listed) else []
     if not wanted or wanted[0] < 0:
-        raise InputError(f"steps={list(steps)} must name at least one number of steps, 0 or more.")
+        raise InputError(f"steps={steps!r} must name whole numbers of steps, at least one, 0 or more.")
     query_mask = tasks.query_mask if query_mask is None else query_mask
     examples = list(tree_leaves(tasks.query_y)[0].shape[:2])
     if query_mask is not None and list(query_mask.shape) != examples:

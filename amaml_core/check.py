@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from amaml_core.differences import product_error, slope_error
 from amaml_core.errors import InputError
 from amaml_core.inner import InnerProblem
-from amaml_core.manner import by_parts, put_back, snapshot
-from amaml_core.modules import Loss, predict, tensors
-from amaml_core.problem import MISTAKES, Looked, MetaProblem
+from amaml_core.looked import Looked
+from amaml_core.mistakes import MISTAKES
+from amaml_core.modules import tensors
+from amaml_core.plain import DtypeError, Plain, written
+from amaml_core.problem import MetaProblem
 from amaml_core.tasks import TaskBatch, Tree
 
 TASKS = 2  # whose derivatives are held against central differences
@@ -76,18 +76,14 @@ def check(problem: MetaProblem, theta: Float[Tensor, " params"], tasks: TaskBatc
     _check_promises(problem, theta, tasks)
     dtype, notes = torch.float64, ()
     try:
-        with _written(problem, dtype) as plain:
+        with written(problem.model, problem.names, (problem.inner_loss, problem.outer_loss), dtype) as plain:
             found = _compare(problem, plain, theta, tasks)
-    except _DtypeError as error:
+    except DtypeError as error:
         dtype = theta.dtype
         notes = (f"Model or loss hold tensors of their own dtype ({error}): checked in {dtype}, and less closely.",)
-        with _written(problem, dtype) as plain:
+        with written(problem.model, problem.names, (problem.inner_loss, problem.outer_loss), dtype) as plain:
             found = _compare(problem, plain, theta, tasks)
     return Check(*found, dtype, (*problem.notes, *notes))
-
-
-class _DtypeError(Exception):
-    pass
 
 
 def _check_promises(problem: MetaProblem, theta: Tensor, tasks: TaskBatch) -> None:
@@ -108,123 +104,25 @@ def _check_promises(problem: MetaProblem, theta: Tensor, tasks: TaskBatch) -> No
             raise InputError(f"A call of the model changes {changed[0]}; compute a changed copy instead.")
 
 
-@dataclass(frozen=True)
-class _Plain:
-    """The module itself, with its losses.
-
-    Attributes:
-        values: (which loss, u ``[d]``, data of one task) -> the loss, differentiable in the module's parameters.
-        inner_loss: in the dtype of this check.
-        outer_loss: likewise.
-        parameters: those that are adapted.
-    """
-
-    model: nn.Module
-    inner_loss: Loss
-    outer_loss: Loss
-    parameters: list[nn.Parameter]
-    buffers: dict[str, Tensor]
-
-    def value(self, loss: Loss, u: Tensor, data: tuple[Tree, ...]) -> Tensor:
-        """Of one task, after u ``[d]`` has been written into the module."""
-        x, y, *mask = tree_map(torch.clone, data)
-        kept = snapshot(self.model)
-        own = dict(self.model.named_buffers())
-        with torch.no_grad():
-            for name, value in self.buffers.items():
-                if not torch.equal(own[name], value):
-                    own[name].copy_(value)
-            for parameter, part in zip(self.parameters, self.parts(u), strict=True):
-                parameter.copy_(part.view_as(parameter))
-        with by_parts():
-            try:
-                prediction = predict(self.model, x)
-                value = loss(prediction, y) if not mask else _masked(loss, prediction, y, mask[0])
-            finally:
-                put_back(kept)
-        if value.dtype != u.dtype:
-            raise _DtypeError(f"a loss of {value.dtype}")
-        return value
-
-    def loss_at(self, loss: Loss, data: tuple[Tree, ...], u: Tensor) -> Tensor:
-        """Of one task, a 0-d tensor without its graph."""
-        return self.value(loss, u, data).detach()
-
-    def gradient(self, loss: Loss, data: tuple[Tree, ...], u: Tensor) -> Tensor:
-        """Of one task, ``[d]``."""
-        with torch.enable_grad():
-            value = self.value(loss, u, data)
-            grads = torch.autograd.grad(value, self.parameters, allow_unused=True)
-        return torch.cat(
-            [(torch.zeros_like(p) if g is None else g).reshape(-1) for p, g in zip(self.parameters, grads, strict=True)]
-        )
-
-    def parts(self, u: Tensor) -> tuple[Tensor, ...]:
-        """U cut into the parameters."""
-        return u.split([parameter.numel() for parameter in self.parameters])
-
-
-def _masked(loss: Loss, prediction: Tree, y: Tree, mask: Tensor) -> Tensor:
-    """The mean over the examples that count, of each one's own loss."""
-    each = [
-        loss(*tree_map(lambda value, i=i: value[i : i + 1], (prediction, y))) for i in mask.nonzero().flatten().tolist()
-    ]
-    return torch.stack(each).mean()
-
-
-@contextmanager
-def _written(problem: MetaProblem, dtype: torch.dtype) -> Iterator[_Plain]:
-    """The module itself in a dtype, its parameters and buffers replaced by copies; as it was afterwards."""
-    model = problem.model
-    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
-    before = {name: (value.data, value.requires_grad, value.grad) for name, value in parameters.items()}
-    holders = [
-        (module, name) for module in model.modules() for name in module._buffers if module._buffers[name] is not None
-    ]
-    kept = [module._buffers[name] for module, name in holders]
-    cast = lambda value: value.detach().clone().to(dtype if value.is_floating_point() else None)  # noqa: E731
-    try:
-        for name, value in parameters.items():
-            value.data = cast(value)
-            value.requires_grad_(name in problem.names)
-        new = {id(value): cast(value) for value in buffers.values()}
-        for module, name in holders:
-            module._buffers[name] = new[id(module._buffers[name])]
-        inner, outer = (
-            copy.deepcopy(loss).to(dtype) if isinstance(loss, nn.Module) else loss
-            for loss in (problem.inner_loss, problem.outer_loss)
-        )
-        own = {name: value.clone() for name, value in model.named_buffers()}
-        yield _Plain(model, inner, outer, [parameters[name] for name in problem.names], own)
-    finally:
-        for name, (data, wanted, grad) in before.items():
-            parameters[name].data = data
-            parameters[name].requires_grad_(wanted)
-            parameters[name].grad = grad
-        for (module, name), value in zip(holders, kept, strict=True):
-            module._buffers[name] = value
-
-
-def _compare(problem: MetaProblem, plain: _Plain, theta: Tensor, tasks: TaskBatch) -> tuple[float, float, float | None]:
+def _compare(problem: MetaProblem, plain: Plain, theta: Tensor, tasks: TaskBatch) -> tuple[float, float, float | None]:
     dtype = plain.parameters[0].dtype
     too_far = TOLERANCE.get(dtype, TOLERANCE[torch.float32])
     mine = copy.copy(problem)
-    mine.inner_loss, mine.outer_loss, mine._looked = plain.inner_loss, plain.outer_loss, Looked()
+    mine.inner_loss, mine.outer_loss, mine._looked = *plain.losses, Looked()
     start, tasks = theta.detach().to(dtype), tasks.to(dtype=dtype)
     ripple = torch.cos(torch.arange(len(start), dtype=dtype, device=start.device))
     start = start + 1e-3 * (start.square().mean().sqrt() + 1e-2) * ripple  # off the kinks that zeros lie on
     try:
-        plain.value(plain.inner_loss, start, _one(tasks.support, 0))
+        plain.value(plain.losses[0], start, _one(tasks.support, 0))
     except MISTAKES as error:
         if "dtype" in str(error) or "expected scalar type" in str(error):
-            raise _DtypeError(str(error).splitlines()[0]) from error
+            raise DtypeError(str(error).splitlines()[0]) from error
     inner = InnerProblem(mine, start, tasks)
-    gradients = {"inner": inner.gradient(inner.start()), "outer": inner.query_gradient(inner.start())[1]}
-    losses = {"inner": plain.inner_loss, "outer": plain.outer_loss}
+    gradients = inner.gradient(inner.start()), inner.query_gradient(inner.start())[1]
     worst_gradient = worst_slope = 0.0
-    for which, data in (("inner", tasks.support), ("outer", tasks.query)):
+    for number, (which, data) in enumerate((("inner", tasks.support), ("outer", tasks.query))):
         for task in range(len(tasks)):
-            own, found = plain.gradient(losses[which], _one(data, task), start), gradients[which][task]
+            own, found = plain.gradient(plain.losses[number], _one(data, task), start), gradients[number][task]
             off = _off(found, own)
             worst_gradient = max(worst_gradient, off)
             if not off <= too_far[0]:
@@ -235,10 +133,10 @@ def _compare(problem: MetaProblem, plain: _Plain, theta: Tensor, tasks: TaskBatc
                 )
             if task >= TASKS:
                 continue
-            value = partial(plain.loss_at, losses[which], _one(data, task))
+            value = partial(plain.loss_at, plain.losses[number], _one(data, task))
             off = slope_error(value, own, start, enough=too_far[1], seed=task)
             worst_slope = max(worst_slope, off)
-            if not off <= too_far[1]:
+            if not (off <= too_far[1] or inner.manners[number].detached):  # which is told
                 raise InputError(
                     f"The gradient of the {which} loss is {off:.1%} off central differences of the model itself; usual "
                     "causes: detach(), .data or no_grad in the model or the loss, a straight-through estimator, or an "
@@ -252,7 +150,7 @@ def _compare(problem: MetaProblem, plain: _Plain, theta: Tensor, tasks: TaskBatc
         point = alone.linearize(alone.start())
         data = _one(tasks.support, task)
         off = product_error(
-            partial(plain.gradient, plain.inner_loss, data),
+            partial(plain.gradient, plain.losses[0], data),
             lambda v, point=point: point.hvp(v.unsqueeze(0)).squeeze(0),
             start,
             enough=too_far[2],

@@ -47,23 +47,27 @@ def product_error(
     enough: float = 0.0,
     seed: int = 0,
 ) -> float:
-    """How far a Hessian-vector product is from the change of the gradient along v, relative to the larger of the two.
+    """How far ⟨w, ∂g/∂u v⟩ is from the change of the gradient along v, for random signs w and v, relative to its size.
+
+    Where something is detached the gradient's derivative is not symmetric, and this is its transpose all the same.
 
     Args:
         gradient: u -> the gradient, of u's shape.
-        product: v -> ∇²L(u) v.
+        product: w -> (∂g/∂u)ᵀ w.
         u: of any shape.
         enough: as in ``slope_error``.
         seed: likewise.
     """
     at = gradient(u)
-    v = _signs(at != 0, seed).to(u.dtype) * _scale(u)
-    mine = product(v)
+    moves = at != 0
+    v, w = (_signs(moves, seed).to(u.dtype) * _scale(u), _signs(moves, seed + 1000).to(u.dtype))
+    mine = product(w)
 
     def error(h: float) -> float:
         change = (gradient(u + h * v) - gradient(u - h * v)) / (2 * h)
         rounding = 1e3 * torch.finfo(u.dtype).eps / h * at.norm()
-        return float((mine - change).norm() / (mine.norm() + change.norm() + rounding + _tiny(u)))
+        off = ((mine * v).sum() - (w * change).sum()).abs()
+        return float(off / (_scale(u) * mine.norm() + change.norm() + rounding + _tiny(u)))
 
     return _least(error, u, enough)
 

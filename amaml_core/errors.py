@@ -37,3 +37,8 @@ def positive_number(name: str, value: object, *, or_zero: bool = False) -> None:
         or (value == 0 and not or_zero)
     ):
         raise InputError(f"{name}={value!r} is not a {'non-negative' if or_zero else 'positive'} finite number.")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:150]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -14,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import disable_saved_tensors_hooks
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from amaml_core.differences import disagreements
-from amaml_core.errors import InputError
+from amaml_core.errors import InputError, first_line
+from amaml_core.surroundings import by_parts, compiles, put_back, random_state, snapshot
 
 ROWS = 2  # tasks that are looked at: the second shows what a batching rule does for the first alone
 # relative to the size of what is compared: far above rounding, and far below the faults that were seen (6 % and more)
@@ -29,8 +26,11 @@ HOOKED = "saved tensors are packed"
 TOO_FAR = 1e-2  # of derivatives from central differences in float64
 # operators of attention and of weight norm, of which the second derivative is missing or wrong
 FUSED = ("ScaledDotProduct", "WeightNormInterface")
+CUSTOM = "an autograd function of one's own"
 PADDED = "an embedding with a padding"
 
+Itself = Callable[[Tensor, Any], Tensor | None]
+"""(u ``[d]``, data of one task) -> the gradient of the module as it is, ``[d]``; None where it remembers its calls."""
 Call = Callable[["Manner", Tensor, Any], Tensor]
 """(manner, u ``[B, d]``, data of B tasks) -> losses ``[B]``"""
 
@@ -49,6 +49,7 @@ class Manner:
         eager: what ``torch.compile`` made runs as it was written: it looks through neither vmap nor a double backward.
         first_order: why there is no second derivative; empty where there is one.
         why: why the tasks are not worked on at once, though that would be quicker.
+        detached: how far the gradient is from central differences because something in the model is detached.
         sure: whether the numbers were finite, so that derivatives could be checked.
     """
 
@@ -62,6 +63,7 @@ class Manner:
     first_order: str = ""
     why: str = ""
     sure: bool = True
+    detached: float = 0.0
 
     @contextmanager
     def around(self, model: nn.Module) -> Iterator[None]:
@@ -80,6 +82,7 @@ class Manner:
 def look(
     call: Call,
     exact: Call,
+    itself: Itself,
     model: nn.Module,
     loss: Any,
     frozen: Mapping[str, Tensor],
@@ -95,6 +98,7 @@ def look(
     Args:
         call: with ``frozen`` in the place of the model's own; writes to nothing else of the caller's but ``data``.
         exact: the same in float64.
+        itself: the module itself, see ``Itself``.
         model: whose attributes are watched.
         loss: that is called with it.
         frozen: copies of what is not adapted, by name.
@@ -106,8 +110,8 @@ def look(
         InputError: the loss depends on random numbers or on how often it was asked for, its parameters are written to,
             or it or its derivative cannot be worked out, or is wrong.
     """
-    u, data = _rows(u), tree_map(_examples, data)
-    manner = Manner(eager=_compiles(model, loss))
+    start, u, data = _examples(u), _rows(u), tree_map(_examples, data)
+    manner = Manner(eager=compiles(model, loss))
     kept = snapshot(model)
     try:
         manner = _memory(call, manner, model, frozen, u, data)
@@ -115,8 +119,8 @@ def look(
         if any(part in name for name in plain.nodes for part in FUSED):
             manner = replace(manner, by_parts=True)
             plain = _derivatives(lambda at: call(manner, at, tree_map(torch.clone, data)), u)
-        why, sure = _wrong(exact, manner, u, data, plain)
-        manner = replace(manner, first_order=plain.why or why, sure=sure)
+        _agree(itself, u, data, plain)
+        manner = _judged(exact, manner, u, data, plain)
     finally:
         changed = put_back(kept)
     manner = replace(manner, restores=changed)
@@ -124,17 +128,35 @@ def look(
         return manner
     if PADDED in plain.nodes:
         return replace(manner, why="vmap does not spare the padding of an embedding from the gradient in every task")
-    return _batched(call, manner, u, data, plain)
+    return _batched(call, manner, u, start, data, plain)
 
 
-def _wrong(exact: Call, manner: Manner, u: Tensor, data: Any, plain: Derivatives) -> tuple[str, bool]:
-    """Why the second derivative is not to be trusted, or nothing; and whether that could be told.
+def _agree(itself: Itself, u: Tensor, data: Any, plain: Derivatives) -> None:
+    """Refuse a model that is another one when it is called with other parameters than it holds."""
+    own = itself(u[0], tree_map(lambda value: value[0], data))
+    if own is None:
+        raise InputError(
+            "Each call of the model changes the next result; put it into eval mode, or keep no state in it."
+        )
+    off = float((plain.first[0] - own).norm() / own.norm().clamp_min(torch.finfo(own.dtype).tiny))
+    if off > AGREES.get(own.dtype, ROUGHLY) / 10:
+        raise InputError(
+            f"The gradient is {off:.1%} off torch.autograd of the module itself; usual causes: the model, a hook or "
+            "the loss holds its parameters apart from the modules (read them from the model each time), a hook on a "
+            "parameter changes its gradient, or results are kept from call to call."
+        )
+
+
+def _judged(exact: Call, manner: Manner, u: Tensor, data: Any, plain: Derivatives) -> Manner:
+    """The same manner, with what central differences in float64 say of the derivatives of one task.
 
     Raises:
-        InputError: the first is not.
+        InputError: an autograd function of somebody's gives a wrong gradient.
     """
+    manner = replace(manner, first_order=plain.why)
     one, own = (
-        tree_map(lambda value: value[:1].double() if value.is_floating_point() else value[:1], v) for v in (u, data)
+        tree_map(lambda value: value[:1].double() if value.is_floating_point() else value[:1], part)
+        for part in (u, data)
     )
 
     def value(at: Tensor) -> Tensor:
@@ -148,33 +170,41 @@ def _wrong(exact: Call, manner: Manner, u: Tensor, data: Any, plain: Derivatives
     except InputError:
         raise
     except (RuntimeError, TypeError):  # it wants its own dtype
-        return "", True
-    if slope == math.inf:  # of numbers that are not finite nothing can be said
-        return "", False
+        return manner
+    if math.inf in (slope, product):  # of numbers that are not finite nothing can be said
+        return replace(manner, sure=False)
     if slope > TOO_FAR:
-        raise InputError(
-            f"The gradient of model and loss is {slope:.0%} off central differences of the loss itself; usual causes: "
-            "an autograd function whose backward is wrong, a straight-through estimator, detach(), .data or no_grad."
-        )
-    if plain.second is None or product <= TOO_FAR or product == math.inf:
-        return "", product < math.inf
-    return f"its Hessian-vector products are {product:.0%} off central differences of the gradient", True
+        if CUSTOM in plain.nodes:
+            raise InputError(
+                f"The gradient of model and loss is {slope:.0%} off central differences of the loss itself, and an "
+                "autograd function of your own has a part in it; correct its backward."
+            )
+        manner = replace(manner, detached=slope)
+    if plain.second is None or product <= TOO_FAR:
+        return manner
+    return replace(
+        manner, first_order=f"its Hessian-vector products are {product:.0%} off central differences of the gradient"
+    )
 
 
-def _batched(call: Call, manner: Manner, u: Tensor, data: Any, plain: Derivatives) -> Manner:
+def _batched(call: Call, manner: Manner, u: Tensor, start: Tensor, data: Any, plain: Derivatives) -> Manner:
     """The same manner by vmap, where that gives the same."""
     together = replace(manner, batched=True)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="There is a performance drop")  # a loop, and a slow one
             found = _derivatives(lambda at: call(together, at, tree_map(torch.clone, data)), u)
+            # at the start itself too, where zeros may tie
+            tied, right = (
+                _gradient(lambda at, m=m: call(m, at, tree_map(torch.clone, data)), start) for m in (together, manner)
+            )
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever vmap cannot do
         return replace(manner, why=f"vmap cannot ({first_line(error)})")
     if found.second is None and plain.second is not None:
         return replace(manner, why=f"vmap has no second derivative ({found.why})")
-    for mine, right in zip(found.tensors(), plain.tensors(), strict=False):
+    for mine, right in [(tied, right), *zip(found.tensors(), plain.tensors(), strict=False)]:
         if bool(torch.isfinite(right).all()) and not _close(mine, right):
             return replace(manner, why="vmap gives other values or derivatives than torch's own operators")
     return together
@@ -182,21 +212,26 @@ def _batched(call: Call, manner: Manner, u: Tensor, data: Any, plain: Derivative
 
 def _memory(call: Call, manner: Manner, model: nn.Module, frozen: Mapping[str, Tensor], u: Tensor, data: Any) -> Manner:
     """What two calls write to, and whether the second one knows of the first."""
-    drawn = _random_state(u)
+    drawn, kept = random_state(u), snapshot(model)
+    pristine = {name: value.clone() for name, value in frozen.items()}
     once = tree_map(torch.clone, data)
-    leaves = tree_leaves(once)
-    before = [leaf._version for leaf in leaves], {name: value._version for name, value in frozen.items()}, u._version
+    start = u.clone()
     with torch.enable_grad():  # what recomputes does so only where there is something to differentiate
         u.requires_grad_()
         first, manner = _first(call, manner, u, once)
-        if [leaf._version for leaf in leaves] != before[0]:
+        if any(not torch.equal(a, b) for a, b in zip(tree_leaves(once), tree_leaves(data), strict=True)):
             manner = replace(manner, copies_data=True)
-        written = [name for name, value in frozen.items() if value._version != before[1][name]]
+        written = [name for name, value in frozen.items() if not torch.equal(value, pristine[name])]
         second = call(manner, u, tree_map(torch.clone, data)).detach()
+        put_back(kept)
+        for name, value in frozen.items():
+            if name in written:
+                value.detach().copy_(pristine[name])
+        turned = call(manner, u.flip(0), tree_map(lambda value: value.flip(0), data)).detach().flip(0)
         u.requires_grad_(False)
-    if u._version != before[2]:
+    if not torch.equal(u, start):
         raise InputError("The model writes to its own parameters in its forward pass; compute changed copies instead.")
-    if drawn != _random_state(u):
+    if drawn != random_state(u):
         raise InputError("The model draws random numbers in its forward pass; switch dropout off.")
     same = torch.equal(first, second) if not first.is_cuda else _close(first, second)  # there, sums have no fixed order
     if not same and not bool((torch.isnan(first) & torch.isnan(second)).any()):
@@ -208,6 +243,11 @@ def _memory(call: Call, manner: Manner, model: nn.Module, frozen: Mapping[str, T
         raise InputError(
             "The model or the loss gives another value each time that it is called; draw no random numbers and keep "
             "no state in it."
+        )
+    if same and not torch.equal(first, turned) and not _close(first, turned, 1e-3):
+        raise InputError(
+            "The model or the loss remembers what it was called with first; initialise it on a batch of its own "
+            "before, or keep no results in it."
         )
     return replace(manner, copies_frozen=bool(written))
 
@@ -268,6 +308,12 @@ class Derivatives:
         return [self.value, self.first, *([] if self.second is None else [self.second])]
 
 
+def _gradient(losses: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
+    with torch.enable_grad():
+        u = u.detach().requires_grad_()
+        return torch.autograd.grad(losses(u).sum(), u)[0]
+
+
 def _derivatives(losses: Callable[[Tensor], Tensor], u: Tensor) -> Derivatives:
     with torch.enable_grad():
         u = u.detach().requires_grad_()
@@ -292,7 +338,7 @@ def _derivatives(losses: Callable[[Tensor], Tensor], u: Tensor) -> Derivatives:
 
 
 def _nodes(*results: Tensor) -> frozenset[str]:
-    """The names of the nodes of a graph; ``PADDED`` where an embedding has a padding."""
+    """The names of the nodes of a graph; with ``PADDED`` and ``CUSTOM`` where there are such."""
     waiting: list[Any] = [result.grad_fn for result in results]
     seen, names = set(), set()
     while waiting:
@@ -303,57 +349,10 @@ def _nodes(*results: Tensor) -> frozenset[str]:
             # without one, -1 is kept as an unsigned number
             if node.name() == "EmbeddingBackward0" and node._saved_padding_idx < 2**63:
                 names.add(PADDED)
+            if isinstance(node, torch.autograd.function.BackwardCFunction):
+                names.add(CUSTOM)
             waiting += [source for source, _ in node.next_functions]
     return frozenset(names)
-
-
-def _compiles(model: nn.Module, loss: Any) -> bool:
-    """Whether ``torch.compile`` has been at work on a model, a part of it or a loss."""
-    if "torch._dynamo" not in sys.modules:
-        return False
-    parts = [loss, *model.modules()]
-    parts += [value for module in model.modules() for value in vars(module).values()]
-    return any(getattr(part, "_torchdynamo_orig_callable", None) or hasattr(part, "_orig_mod") for part in parts)
-
-
-class _Parts(TorchFunctionMode):
-    """Weight norm in plain operators: the second derivative of torch's fused one is wrong."""
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Another function in the place of that one."""
-        if func is not torch._weight_norm:  # pyright: ignore[reportPrivateImportUsage]
-            return func(*args, **(kwargs or {}))
-        v, g, *dim = args
-        return v * (g / torch.norm_except_dim(v, 2, *dim or (kwargs or {}).values()))
-
-
-@contextmanager
-def by_parts() -> Iterator[None]:
-    """Attention and weight norm in plain operators: the fused ones have no second derivative, or a wrong one."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH), _Parts():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-
-
-def snapshot(model: nn.Module) -> dict[nn.Module, dict[str, Any]]:
-    """The attributes of all modules of a model."""
-    return {module: dict(vars(module)) for module in model.modules()}
-
-
-def put_back(kept: Mapping[nn.Module, dict[str, Any]]) -> bool:
-    """The attributes as they were; whether any was not."""
-    changed = False
-    for module, attributes in kept.items():
-        now = vars(module)
-        if now.keys() != attributes.keys() or any(now[name] is not value for name, value in attributes.items()):
-            changed = True
-            now.clear()
-            now.update(attributes)
-    return changed
 
 
 def _rows(u: Tensor) -> Tensor:
@@ -369,30 +368,12 @@ def _examples(value: Tensor) -> Tensor:
     return (value.expand(ROWS, *value.shape[1:]) if len(value) == 1 else value).clone()
 
 
-def _close(mine: Tensor, right: Tensor) -> bool:
+def _close(mine: Tensor, right: Tensor, share: float = 1.0) -> bool:
     size = torch.linalg.vector_norm(right)
-    return bool(torch.linalg.vector_norm(mine - right) <= _tolerance(right) * size)
+    return bool(torch.linalg.vector_norm(mine - right) <= share * _tolerance(right) * size)
 
 
 def _tolerance(value: Tensor) -> float:
     if torch.is_autocast_enabled(value.device.type):
         return ROUGHLY
     return AGREES.get(value.dtype, ROUGHLY)
-
-
-def _random_state(value: Tensor) -> tuple[Any, ...]:
-    """Of the generators that a model may draw from without being asked."""
-    numpy: Any = sys.modules.get("numpy")
-    _, words, position, *_ = numpy.random.get_state() if numpy else (None, b"", 0)
-    return (
-        torch.random.get_rng_state().numpy().tobytes(),
-        torch.cuda.get_rng_state(value.device).numpy().tobytes() if value.is_cuda else None,
-        random.getstate(),
-        bytes(words),
-        position,
-    )
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an exception says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:150]

@@ -1,9 +1,10 @@
-"""Modules of anybody's: which can be used, how they take inputs of any structure, with a loss on top."""
+"""Modules of anybody's: which can be used, how they hold other parameters, and take inputs of any structure."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.func import vmap
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from amaml_core.errors import InputError
 from amaml_core.tasks import Tree
@@ -35,61 +36,89 @@ def predict(model: nn.Module, x: Tree) -> Tree:
     return model(*x) if isinstance(x, tuple | list) else model(x)
 
 
-class Task(nn.Module):
-    """A model with its loss on top, so that the loss too is called while the model holds a task's parameters.
+@contextmanager
+def holding(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """A model with these tensors in the places of its parameters and buffers, by name, wherever they are shared.
+
+    (``functional_call`` exchanges the tensors of a module that is used under two names twice, and cannot undo it.)
+    """
+    new = {id(value): values[name] for name, value in tensors(model).items()}
+    dicts: list[dict[str, Any]] = [own for part in model.modules() for own in (part._parameters, part._buffers)]
+    before = [(own, dict(own)) for own in dicts if own]
+    try:
+        for own, kept in before:
+            for name, value in kept.items():
+                if value is not None:
+                    own[name] = new[id(value)]
+        yield
+    finally:
+        for own, kept in before:
+            own.clear()
+            own.update(kept)
+
+
+def evaluate(
+    model: nn.Module,
+    loss: Loss | None,
+    x: Tree,
+    y: Tree = None,
+    mask: Tensor | None = None,
+    *,
+    batched: bool = False,
+    copied: bool = False,
+) -> Any:
+    """The loss of one task, or the prediction where there is none.
 
     Args:
-        model: which is a part of it, unchanged.
+        model: as it is.
+        loss: of the prediction and y; the mean of it over single examples where there is a mask.
+        x: inputs.
+        y: targets.
+        mask: ``[n]``, the examples that count.
+        batched: whether vmap may be used.
+        copied: a copy of the model is called, which keeps the parameters that this one holds now.
     """
+    if copied:
+        model = copy.deepcopy(model, {id(value): value for value in tensors(model).values()})
+    prediction = predict(model, x)
+    if loss is None:
+        return prediction
+    if mask is None:
+        return _scalar(loss(prediction, y))
+    leaves, structure = tree_flatten((prediction, y))
+    each = [isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == len(mask) for leaf in leaves]
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
+    def of_one(*own: Tensor) -> Tensor:
+        rest = iter(own)
+        return _scalar(
+            loss(*tree_unflatten([next(rest)[None] if e else v for e, v in zip(each, leaves, strict=True)], structure))
+        )
 
-    def forward(
-        self, loss: Loss | None, batched: bool, copied: bool, x: Tree, y: Tree = None, mask: Tensor | None = None
-    ) -> Any:
-        """The loss of one task, or the prediction where there is none.
-
-        Args:
-            loss: of the prediction and y; the mean of it over single examples where there is a mask.
-            batched: whether vmap may be used.
-            copied: a copy of the model is called, which keeps the parameters that this one holds now.
-            x: inputs.
-            y: targets.
-            mask: ``[n]``, the examples that count.
-        """
-        model = self.model
-        if copied:
-            model = copy.deepcopy(model, {id(value): value for value in tensors(model).values()})
-        prediction = predict(model, x)
-        if loss is None:
-            return prediction
-        if mask is None:
-            return _scalar(loss(prediction, y))
-
-        def of_one(prediction: Tree, y: Tree) -> Tensor:
-            return _scalar(loss(*tree_map(lambda value: value.unsqueeze(0), (prediction, y))))
-
-        if batched:
-            each = vmap(of_one)(prediction, y)
-        else:
-            leaves, structure = tree_flatten((prediction, y))
-            rows = zip(*(leaf.unbind() for leaf in leaves), strict=True)
-            each = torch.stack([of_one(*tree_unflatten(row, structure)) for row in rows])
-        return torch.where(mask, each, 0).sum() / mask.sum()
+    examples = [leaf for leaf, one in zip(leaves, each, strict=True) if one]
+    if batched:
+        values = vmap(of_one)(*examples)
+    else:
+        values = torch.stack([of_one(*row) for row in zip(*(leaf.unbind() for leaf in examples), strict=True)])
+    return torch.where(mask, values, 0).sum() / mask.sum()
 
 
 def _scalar(value: Any) -> Tensor:
     if not isinstance(value, Tensor) or value.ndim:
-        found = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise InputError(f'The loss returned {found}; it must return a scalar (reduction="mean").')
+        if isinstance(value, Tensor):
+            raise InputError(
+                f'The loss returned shape {list(value.shape)}; it must return a scalar (reduction="mean").'
+            )
+        raise InputError(f"The loss returned {type(value).__name__}; it must return a tensor that holds one number.")
     return value
+
+
+def _floats(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
 
 
 def size(prediction: Tree, *_: Tree) -> Tensor:
     """A loss for a model of which only the predictions are wanted."""
-    return torch.stack([leaf.square().sum() for leaf in tree_leaves(prediction) if leaf.is_floating_point()]).sum()
+    return torch.stack([leaf.abs().square().sum() for leaf in tree_leaves(prediction) if _floats(leaf)]).sum()
 
 
 def reset(module: nn.Module) -> list[str]:
@@ -116,6 +145,12 @@ def refuse_unusable(model: nn.Module) -> None:
             raise InputError(f"{kind} spreads a model over devices; pass its .module.")
     if lazy := [name for name, value in tensors(model).items() if is_lazy(value)]:
         raise InputError(f"The parameter {lazy[0]!r} has no shape yet; call the model once on an input of its own.")
+    if strange := [name for name, value in tensors(model).items() if value.is_inference()]:
+        raise InputError(
+            f"The model's {strange[0]!r} was made in inference_mode and cannot be differentiated; make it outside."
+        )
+    if not tensors(model):
+        raise InputError(f"{type(model).__name__} has no parameters; there is nothing to learn.")
 
 
 def refuse_stateful(model: nn.Module) -> None:

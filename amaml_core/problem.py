@@ -4,46 +4,28 @@ from __future__ import annotations
 
 import copy
 import re
-import warnings
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, NoReturn
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from amaml_core.engine.captured import captured
 from amaml_core.engine.rule import Engine, chosen
 from amaml_core.engine.threads import one_at_a_time
-from amaml_core.errors import InputError, ModelWarning, positive_integer
-from amaml_core.manner import Call, Manner, first_line, look
-from amaml_core.modules import Loss, Task, refuse_stateful, refuse_unusable, reset, size, tensors
+from amaml_core.errors import InputError, first_line, positive_integer
+from amaml_core.looked import Looked
+from amaml_core.manner import Call, Manner, look
+from amaml_core.mistakes import MISTAKES, refuse
+from amaml_core.modules import Loss, evaluate, holding, refuse_stateful, refuse_unusable, reset, size, tensors
+from amaml_core.plain import written
+from amaml_core.surroundings import random_state
 from amaml_core.tasks import TaskBatch, Tree
-
-# what a model or a loss of somebody's can raise; exceptions of one's own pass
-MISTAKES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
-
-
-@dataclass
-class Looked:
-    """What is known of how a problem's model is called, shared by all copies of the problem.
-
-    Attributes:
-        manners: by loss, modes and kind of tensor; the losses are kept, for they are known by their identity.
-        notes: sentences that were told.
-    """
-
-    manners: dict[Hashable, tuple[Loss | None, Manner]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    def tell(self, note: str) -> None:
-        """Warn of it, once."""
-        if note not in self.notes:
-            self.notes.append(note)
-            warnings.warn(note, ModelWarning, stacklevel=2)
 
 
 class MetaProblem:
@@ -113,7 +95,6 @@ class MetaProblem:
         refuse_unusable(model)
         refuse_stateful(model)
         self.model, self.inner_loss, self.outer_loss, self.chunk_size = model, inner, outer, chunk_size
-        self._task = Task(model)
         self._looked = Looked()
         self._shapes = {name: value.shape for name, value in self._adapted(adapt).items()}
         self._sizes = [shape.numel() for shape in self._shapes.values()]
@@ -281,8 +262,8 @@ class MetaProblem:
         """
         modes = tuple(module.training for module in self.model.modules())
         kind = (u.dtype, u.device.type, torch.is_autocast_enabled(u.device.type), len(data))
-        key = (id(loss), modes, *kind)
         with one_at_a_time:
+            key = (id(loss), self._looked.state(captured(loss=loss, model=self.model)), modes, *kind)
             if key not in self._looked.manners or not self._looked.manners[key][1].sure:
                 self._looked.manners[key] = loss, self._look(loss, u, data)
             return self._looked.manners[key][1]
@@ -293,12 +274,26 @@ class MetaProblem:
         vmaps = not (self._convolves and u.device.type == "cpu")
         call, exact = self._caller(loss or size, frozen), self._caller(loss or size, frozen, torch.float64)
         try:
-            manner = look(call, exact, self.model, loss, frozen, u, data, vmaps)
+            manner = look(call, exact, partial(self._itself, loss or size), self.model, loss, frozen, u, data, vmaps)
         except MISTAKES as error:
-            _refuse_mistake(error)
+            refuse(error)
+        if manner.detached:
+            self._looked.tell(
+                f"The gradient is {manner.detached:.0%} off central differences of the loss: something in the model or "
+                "the loss is detached or has hooks. Training follows torch's gradient, and so does the meta-gradient."
+            )
         if manner.why:
             self._looked.tell(f"The tasks are worked on one after the other: {manner.why}.")
         return manner
+
+    def _itself(self, loss: Loss, u: Tensor, data: tuple[Tree, ...]) -> Tensor | None:
+        """See ``amaml_core.manner.Itself``."""
+        with written(self.model, self.names, (loss,), None if self._is_of(u) else u.dtype) as plain:
+            return None if plain.remembers(plain.losses[0], u, data) else plain.gradient(plain.losses[0], data, u)
+
+    def _is_of(self, u: Tensor) -> bool:
+        """Whether u has the dtype of the model."""
+        return all(value.dtype == u.dtype for value in self.model.parameters() if value.is_floating_point())
 
     def _caller(self, loss: Loss, frozen: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> Call:
         """What calls model and loss with these tensors in the place of ``frozen()``, in this dtype if one is given."""
@@ -335,14 +330,14 @@ class MetaProblem:
             return self._over_tasks(loss, manner, u, data)
         except MISTAKES as error:
             if not manner.batched or isinstance(error, InputError | torch.OutOfMemoryError):
-                _refuse_mistake(error)
+                refuse(error)
             told = first_line(error)
         one_by_one = copy.copy(manner)
         one_by_one.batched = False
         try:
             found = self._over_tasks(loss, one_by_one, u, data)
         except MISTAKES as error:
-            _refuse_mistake(error)
+            refuse(error)
         manner.batched = False  # whoever knows of this manner, from now on
         self._looked.tell(f"The tasks are worked on one after the other: vmap cannot ({told}).")
         return found
@@ -351,11 +346,15 @@ class MetaProblem:
         if manner.batched:
             return vmap(lambda one, *own: self._call(loss, manner, one, own))(u, *data)
         leaves, structure = tree_flatten(data)
+        drawn = None if self._traced_frozen is not None else random_state(u)
         each = [
             self._call(loss, manner, one, tree_unflatten(own, structure))
             for one, *own in zip(u.unbind(), *(leaf.unbind() for leaf in leaves), strict=True)
         ]
-        return tree_map(lambda *results: torch.stack(results), each[0], *each[1:])
+        if drawn is not None and drawn != random_state(u):  # vmap notices that by itself
+            raise InputError("The model draws random numbers in its forward pass; switch dropout off.")
+        stack = lambda *results: torch.stack(results) if isinstance(results[0], Tensor) else results  # noqa: E731
+        return tree_map(stack, each[0], *each[1:])
 
     def _call(self, loss: Loss | None, manner: Manner, u: Tensor, data: tuple[Tree, ...]) -> Any:
         if manner.copies_data:
@@ -363,9 +362,8 @@ class MetaProblem:
         frozen = self.frozen()
         if manner.copies_frozen:
             frozen = {name: value.clone() for name, value in frozen.items()}
-        every = {f"model.{name}": value for name, value in (frozen | self.split(u)).items()}
-        with one_at_a_time, manner.around(self.model):  # the module itself holds the parameters meanwhile
-            return functional_call(self._task, every, (loss, manner.batched, manner.copies_model, *data))
+        with one_at_a_time, manner.around(self.model), holding(self.model, frozen | self.split(u)):
+            return evaluate(self.model, loss, *data, batched=manner.batched, copied=manner.copies_model)
 
     def split(self, u: Float[Tensor, " params"]) -> dict[str, Tensor]:
         """The adapted parameters by name: views of u, ``[d]``."""
@@ -380,20 +378,3 @@ class MetaProblem:
             every = tensors(self.model)
         others = {name: value.detach() for name, value in every.items() if name not in self._shapes}
         return {name: value.clone() if value.is_inference() else value for name, value in others.items()}
-
-
-def _refuse_mistake(error: BaseException) -> NoReturn:
-    if isinstance(error, InputError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-        raise error
-    told = first_line(error)
-    if "random" in told:
-        raise InputError("The model draws random numbers in its forward pass; switch dropout off.") from error
-    if "modified inplace" in told:
-        raise InputError(
-            "The model writes to its own parameters in its forward pass; compute changed copies instead."
-        ) from error
-    if isinstance(error, RuntimeError) and re.search("size|shape|dtype", told):
-        raise InputError(f"The model or the loss cannot take these tasks ({told}); mend the shapes.") from error
-    raise InputError(
-        f"The model or the loss fails on these tasks ({type(error).__name__}: {told}); mend it."
-    ) from error

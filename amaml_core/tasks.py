@@ -63,6 +63,8 @@ class TaskBatch:
         for name, value in named.items():
             if not isinstance(value, Tensor):
                 raise InputError(f"TaskBatch.{name} is a {type(value).__name__}; pass a torch.Tensor.")
+            if value.layout != torch.strided:
+                raise InputError(f"TaskBatch.{name} is sparse; pass a dense tensor.")
             if name in DATA and value.ndim < 2:
                 raise InputError(f"TaskBatch.{name} has shape {list(value.shape)}; it needs [tasks, examples, ...].")
             if value.ndim < 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Hashable, Iterator, Mapping
 from enum import Enum
 from functools import lru_cache, partial
@@ -11,11 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, torch.dtype, torch.device, torch.Size, CodeType)
 OTHERS = frozenset({"torch", "numpy", *sys.stdlib_module_names} - {"__main__"})  # packages that do not change meanwhile
 MODULE = frozenset(vars(nn.Module())) - {"_forward_hooks", "_forward_pre_hooks"}  # what every module has
-MOST = 10_000  # elements of a container, or bytes of an array, that are looked at; of a larger one its identity
+MOST = 10_000  # elements of a container that are looked at, and thousands of bytes of an array
 STATES = 8  # different ones for which one problem is compiled
 
 
@@ -42,13 +44,14 @@ def captured(**roots: Any) -> dict[str, Hashable]:
     """
     found: dict[str, Hashable] = {}
     seen: set[int] = set()
-    waiting = [(name, value) for name, value in reversed(roots.items())]
+    hooks = {"global forward hooks": _global_forward_hooks, "global forward pre-hooks": _global_forward_pre_hooks}
+    waiting = [(name, value) for name, value in reversed((roots | hooks).items())]
     while waiting:
         path, value = waiting.pop()
         if isinstance(value, PLAIN):
             found[path] = type(value), value
-        elif type(value).__module__.partition(".")[0] == "numpy" and hasattr(value, "tobytes"):
-            found[path] = value.tobytes() if value.nbytes <= MOST else Same(value)
+        elif (array := _array(value)) is not None:
+            found[path] = array
         elif id(value) not in seen:
             seen.add(id(value))
             inside = _inside(value, path)
@@ -78,7 +81,9 @@ def _inside(value: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield from ((f"{path}.{name}", getattr(value, name)) for name in ("func", "args", "keywords"))
     elif isinstance(value, Mapping):
         yield from ((f"{path}[{key!r}]", part) for key, part in list(value.items())[:MOST])
-    elif isinstance(value, list | tuple | set | frozenset):
+    elif isinstance(value, property):
+        yield f"{path}.fget", value.fget
+    elif isinstance(value, list | tuple | set | frozenset | deque):
         yield from ((f"{path}[{index}]", part) for index, part in enumerate(list(value)[:MOST]))
     elif isinstance(value, type):
         if not _of_others(value.__module__):
@@ -128,5 +133,13 @@ def _names(code: CodeType) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*code.co_names, *inner]))
 
 
-def _of_others(module: str | None) -> bool:
-    return (module or "").partition(".")[0] in OTHERS
+def _of_others(module: Any) -> bool:
+    return not isinstance(module, str) or module.partition(".")[0] in OTHERS
+
+
+def _array(value: Any) -> bytes | Same | None:
+    """What an array of NumPy holds, or one that is very large; nothing for anything else."""
+    numpy: Any = sys.modules.get("numpy")
+    if numpy is None or not isinstance(value, numpy.ndarray | numpy.generic):
+        return None
+    return value.tobytes() if value.nbytes <= 1000 * MOST else Same(value)

@@ -77,6 +77,10 @@ class IMAML(MetaGradientMethod):
         return Outcome(u, horizon)
 
     def _differentiate(self, inner: InnerProblem, horizon: Tensor) -> Outcome:
+        if inner.manners[0].detached:
+            raise InputError(
+                "imaml needs a symmetric Hessian, and something in the loss is detached; use maml or amaml."
+            )
         u = self._adapt(inner, horizon).u
         loss, right_side = inner.query_gradient(u)
         point = inner.linearize(u)

@@ -58,8 +58,6 @@ class Biased(NewFunction):
     ("call", "told"),
     [
         (lambda m, x: m.o(Biased.apply(m.l(x))), "off central differences"),
-        (lambda m, x: m.o(m.l(x).tanh() * m.l(x).detach()), "off central differences of the loss"),
-        (lambda m, x: m.o(m.l(x) + (m.l(x).round() - m.l(x)).detach()), "off central differences of the loss"),
         (lambda m, x: m.o(m.l(x)) * torch.rand(()), "draws random numbers"),
     ],
 )
@@ -81,3 +79,15 @@ def test_only_what_is_adapted_is_checked_and_gradients_are_kept():
     am.check(problem, theta, tasks)
     assert torch.equal(problem.model.l.weight.grad, torch.ones(4, 3))
     assert all(value.requires_grad for value in problem.model.parameters())
+
+
+def test_what_is_detached_is_told_and_followed_as_torch_does():
+    problem, theta, tasks = made(lambda m, x: m.o(m.l(x).tanh() * m.l(x).detach()), dtype=torch.float64)
+    found = am.check(problem, theta, tasks)
+    assert found.autograd_error < 1e-10
+    assert found.product_error is None  # a second derivative would hold fast what training moves
+    assert "something in the model or the loss is detached" in found.notes[0]
+    with pytest.raises(am.InputError, match="no second derivative"):
+        am.create_method("maml", inner_steps=2, inner_lr=0.1).meta_gradient(problem, theta, tasks)
+    out = am.create_method("fomaml", inner_steps=2, inner_lr=0.1).meta_gradient(problem, theta, tasks)
+    assert out.status[0] == "ok"

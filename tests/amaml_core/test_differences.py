@@ -31,7 +31,8 @@ def test_a_gradient_that_is_a_tenth_off_is_told_as_that(share):
 def test_a_product_that_is_a_tenth_off_is_told_as_about_that():
     hessian = torch.autograd.functional.hessian(wave, POINT)
     assert product_error(gradient, lambda v: hessian @ v, POINT) < 1e-8
-    assert 0.03 < product_error(gradient, lambda v: 0.9 * (hessian @ v), POINT) < 0.2
+    errors = [product_error(gradient, lambda v: 0.9 * (hessian @ v), POINT, seed=seed) for seed in range(8)]
+    assert 0.01 < sum(errors) / 8 < 0.1
 
 
 def test_a_kink_within_a_long_step_is_passed_over_by_a_shorter_one():

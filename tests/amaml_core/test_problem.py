@@ -101,7 +101,7 @@ MSE = nn.functional.mse_loss
         (lambda: am.MetaProblem(nn.Linear(2, 1), MSE, chunk_size=0), "chunk_size=0"),
         (lambda: am.MetaProblem(nn.Linear(2, 1), MSE, adapt="head"), "adapt='head'.*weight, bias"),
         (lambda: am.MetaProblem(nn.Linear(2, 1), MSE, adapt="("), r"adapt='\('"),
-        (lambda: am.MetaProblem(nn.Tanh(), MSE), "matches none"),
+        (lambda: am.MetaProblem(nn.Tanh(), MSE), "has no parameters"),
         (lambda: am.MetaProblem(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1).double()), MSE), "dtypes"),
         (lambda: am.MetaProblem(nn.Sequential(nn.Linear(2, 1), nn.Dropout(0.3)), MSE), "Dropout '1'.*dropout 0.3"),
         (lambda: am.MetaProblem(nn.LSTM(2, 1, num_layers=2, dropout=0.3), MSE), "LSTM.*dropout 0.3"),

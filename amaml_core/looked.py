@@ -1,0 +1,39 @@
+"""What is known of how a problem's model is called, and what was told of it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+from amaml_core.engine.captured import STATES
+from amaml_core.errors import ModelWarning
+from amaml_core.manner import Manner
+from amaml_core.modules import Loss
+
+
+@dataclass
+class Looked:
+    """What is known of how a problem's model is called, shared by all copies of the problem.
+
+    Attributes:
+        manners: by loss, modes and kind of tensor; the losses are kept, for they are known by their identity.
+        notes: sentences that were told.
+        reads: what model and losses read besides their arguments, at each look.
+    """
+
+    manners: dict[Hashable, tuple[Loss | None, Manner]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    reads: list[dict[str, Hashable]] = field(default_factory=list)
+
+    def state(self, reads: dict[str, Hashable]) -> int:
+        """The number of what model and loss read now; of what changes time and again that of the last one looked at."""
+        if reads not in self.reads and len(self.reads) < STATES:
+            self.reads.append(reads)
+        return self.reads.index(reads) if reads in self.reads else STATES - 1
+
+    def tell(self, note: str) -> None:
+        """Warn of it, once."""
+        if note not in self.notes:
+            self.notes.append(note)
+            warnings.warn(note, ModelWarning, stacklevel=2)

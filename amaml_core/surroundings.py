@@ -1,0 +1,101 @@
+"""What is kept and set around calls of somebody's module: its attributes, random numbers, fused operators."""
+
+from __future__ import annotations
+
+import copy
+import random
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+MODULE = frozenset(vars(nn.Module()))  # attributes that every module has
+
+
+class _Parts(TorchFunctionMode):
+    """Weight norm in plain operators: the second derivative of torch's fused one is wrong."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Another function in the place of that one."""
+        if func is not torch._weight_norm:  # pyright: ignore[reportPrivateImportUsage]
+            return func(*args, **(kwargs or {}))
+        v, g, *dim = args
+        return v * (g / torch.norm_except_dim(v, 2, *dim or (kwargs or {}).values()))
+
+
+@contextmanager
+def by_parts() -> Iterator[None]:
+    """Attention and weight norm in plain operators: the fused ones have no second derivative, or a wrong one."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), _Parts():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def snapshot(model: nn.Module) -> dict[nn.Module, dict[str, tuple[Any, Any]]]:
+    """The attributes of all modules of a model, each with a copy of what it holds where it is a container."""
+    return {
+        module: {
+            name: (value, copy.copy(value) if _holds(name, value) else None) for name, value in vars(module).items()
+        }
+        for module in model.modules()
+    }
+
+
+def put_back(kept: Mapping[nn.Module, dict[str, tuple[Any, Any]]]) -> bool:
+    """The attributes as they were; whether any was not."""
+    changed = False
+    for module, attributes in kept.items():
+        now = vars(module)
+        if now.keys() != attributes.keys() or any(now[name] is not value for name, (value, _) in attributes.items()):
+            changed = True
+            now.clear()
+            now.update({name: value for name, (value, _) in attributes.items()})
+        for name, (value, held) in attributes.items():
+            if _holds(name, value) and not _same(value, held):
+                changed = True
+                value.clear()
+                value.extend(held) if isinstance(value, list) else value.update(held)
+    return changed
+
+
+def _holds(name: str, value: Any) -> bool:
+    return isinstance(value, list | dict | set) and name not in MODULE
+
+
+def _same(value: Any, held: Any) -> bool:
+    if len(value) != len(held):
+        return False
+    if isinstance(value, dict):
+        return all(key in held and held[key] is item for key, item in value.items())
+    return value == held if isinstance(value, set) else all(a is b for a, b in zip(value, held, strict=True))
+
+
+def compiles(model: nn.Module, loss: Any) -> bool:
+    """Whether ``torch.compile`` has been at work on a model, a part of it or a loss."""
+    if "torch._dynamo" not in sys.modules:
+        return False
+    parts = [loss, *model.modules()]
+    parts += [value for module in model.modules() for value in vars(module).values()]
+    return any(getattr(part, "_torchdynamo_orig_callable", None) or hasattr(part, "_orig_mod") for part in parts)
+
+
+def random_state(value: Tensor) -> tuple[Any, ...]:
+    """Of the generators that a model may draw from without being asked."""
+    numpy: Any = sys.modules.get("numpy")
+    _, words, position, *_ = numpy.random.get_state() if numpy else (None, b"", 0)
+    return (
+        torch.random.get_rng_state().numpy().tobytes(),
+        torch.cuda.get_rng_state(value.device).numpy().tobytes() if value.is_cuda else None,
+        random.getstate(),
+        bytes(words),
+        position,
+    )
