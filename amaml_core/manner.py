@@ -204,8 +204,8 @@ def _batched(call: Call, manner: Manner, u: Tensor, start: Tensor, data: Any, pl
         return replace(manner, why=f"vmap cannot ({first_line(error)})")
     if found.second is None and plain.second is not None:
         return replace(manner, why=f"vmap has no second derivative ({found.why})")
-    for mine, right in [(tied, right), *zip(found.tensors(), plain.tensors(), strict=False)]:
-        if bool(torch.isfinite(right).all()) and not _close(mine, right):
+    for mine, own in [(tied, right), *zip(found.tensors(), plain.tensors(), strict=False)]:
+        if bool(torch.isfinite(own).all()) and not _close(mine, own):
             return replace(manner, why="vmap gives other values or derivatives than torch's own operators")
     return together
 
