@@ -38,7 +38,7 @@ check: $(STAMP) ## lint, format and type checks
 graph: $(STAMP) ## draw the pictures in CONTRIBUTING.md from the code's own imports
 	$(BIN)/python tests/imports.py
 
-zoo: $(STAMP) ## every kind of module through every method in both engines, into docs/models.md (half an hour)
+zoo: $(STAMP) ## every kind of module through every method, into docs/models.md (some minutes)
 	$(BIN)/python tests/amaml_core/zoo_table.py
 
 gate: $(STAMP) ## counters, memory and gradients against their committed baselines

@@ -65,9 +65,11 @@ class InnerProblem:
         self.problem, self.theta, self.tasks, self.prox = problem, theta.detach(), tasks, prox
         self.stats: Counter[str] = Counter(grad_evals=0, hvp_evals=0)
         self.support, self.query = tasks.support, tasks.query
+        losses = {"inner_loss": problem.inner_loss, "outer_loss": problem.outer_loss}
+        self.reads = captured(**losses, model=problem.model)
         self.manners = (
-            problem.manner(problem.inner_loss, self.start(), self.support),
-            problem.manner(problem.outer_loss, self.start(), self.query),
+            problem.manner(problem.inner_loss, self.start(), self.support, self.reads),
+            problem.manner(problem.outer_loss, self.start(), self.query, self.reads),
         )
 
     def per_call(self, cost: int = 1) -> int | None:
@@ -121,10 +123,10 @@ class InnerProblem:
         problem, device = self.problem, self.theta.device.type
         modes = tuple(module.training for module in problem.model.modules())
         autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-        reads = captured(inner_loss=problem.inner_loss, outer_loss=problem.outer_loss, model=problem.model)
         manners = tuple(astuple(manner) for manner in self.manners)
         structure = tree_flatten((self.support, self.query))[1]
         before = list(problem.reads)
+        reads = self.reads
         if reads not in before:
             if len(before) == STATES:
                 last = before[-1]

@@ -249,13 +249,20 @@ class MetaProblem:
             if value.dtype.is_floating_point and value.dtype != theta.dtype:
                 raise InputError(f"{name} is {value.dtype} and theta {theta.dtype}; convert one of them.")
 
-    def manner(self, loss: Loss | None, u: Float[Tensor, "tasks params"], data: tuple[Tree, ...]) -> Manner:
+    def manner(
+        self,
+        loss: Loss | None,
+        u: Float[Tensor, "tasks params"],
+        data: tuple[Tree, ...],
+        reads: dict[str, Hashable] | None = None,
+    ) -> Manner:
         """How the model is called with this loss on such data: looked at once, then known.
 
         Args:
             loss: ``None``: only the model is called.
             u: where it is looked at.
             data: inputs, targets and perhaps a mask; see ``TaskBatch.support``.
+            reads: what model and loss read besides their arguments, where that is known.
 
         Raises:
             InputError: see ``amaml_core.manner.look``.
@@ -263,7 +270,7 @@ class MetaProblem:
         modes = tuple(module.training for module in self.model.modules())
         kind = (u.dtype, u.device.type, torch.is_autocast_enabled(u.device.type), len(data))
         with one_at_a_time:
-            key = (id(loss), self._looked.state(captured(loss=loss, model=self.model)), modes, *kind)
+            key = (id(loss), self._looked.state(reads or captured(loss=loss, model=self.model)), modes, *kind)
             if key not in self._looked.manners or not self._looked.manners[key][1].sure:
                 self._looked.manners[key] = loss, self._look(loss, u, data)
             return self._looked.manners[key][1]
