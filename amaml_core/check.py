@@ -17,7 +17,7 @@ from amaml_core.inner import InnerProblem
 from amaml_core.looked import Looked
 from amaml_core.mistakes import MISTAKES
 from amaml_core.modules import tensors
-from amaml_core.plain import DtypeError, Plain, written
+from amaml_core.plain import Plain, written
 from amaml_core.problem import MetaProblem
 from amaml_core.tasks import TaskBatch, Tree
 
@@ -78,12 +78,16 @@ def check(problem: MetaProblem, theta: Float[Tensor, " params"], tasks: TaskBatc
     try:
         with written(problem.model, problem.names, (problem.inner_loss, problem.outer_loss), dtype) as plain:
             found = _compare(problem, plain, theta, tasks)
-    except DtypeError as error:
+    except _DtypeError as error:
         dtype = theta.dtype
         notes = (f"Model or loss hold tensors of their own dtype ({error}): checked in {dtype}, and less closely.",)
         with written(problem.model, problem.names, (problem.inner_loss, problem.outer_loss), dtype) as plain:
             found = _compare(problem, plain, theta, tasks)
     return Check(*found, dtype, (*problem.notes, *notes))
+
+
+class _DtypeError(Exception):
+    """Model or loss hold tensors of their own dtype."""
 
 
 def _check_promises(problem: MetaProblem, theta: Tensor, tasks: TaskBatch) -> None:
@@ -113,10 +117,13 @@ def _compare(problem: MetaProblem, plain: Plain, theta: Tensor, tasks: TaskBatch
     ripple = torch.cos(torch.arange(len(start), dtype=dtype, device=start.device))
     start = start + 1e-3 * (start.square().mean().sqrt() + 1e-2) * ripple  # off the kinks that zeros lie on
     try:
-        plain.value(plain.losses[0], start, _one(tasks.support, 0))
+        found = plain.loss_at(plain.losses[0], _one(tasks.support, 0), start).dtype
     except MISTAKES as error:
         if "dtype" in str(error) or "expected scalar type" in str(error):
-            raise DtypeError(str(error).splitlines()[0]) from error
+            raise _DtypeError(str(error).splitlines()[0]) from error
+    else:
+        if dtype == torch.float64 != found:
+            raise _DtypeError(f"the loss is {found}")
     inner = InnerProblem(mine, start, tasks)
     gradients = inner.gradient(inner.start()), inner.query_gradient(inner.start())[1]
     worst_gradient = worst_slope = 0.0

@@ -22,7 +22,7 @@ def refuse(error: BaseException) -> NoReturn:
     if isinstance(error, InputError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         raise error
     told = first_line(error)
-    if "random" in told:
+    if "called random operation" in told:  # vmap's words
         raise InputError("The model draws random numbers in its forward pass; switch dropout off.") from error
     if "modified inplace" in told:
         raise InputError(

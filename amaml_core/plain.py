@@ -17,10 +17,6 @@ from amaml_core.surroundings import by_parts, put_back, snapshot
 from amaml_core.tasks import Tree
 
 
-class DtypeError(Exception):
-    """Model or loss hold tensors of their own dtype."""
-
-
 @dataclass(frozen=True)
 class Plain:
     """The module itself, without vmap, functional_call or our code; inside of ``written`` only.
@@ -70,10 +66,7 @@ class Plain:
         y, mask = (*rest, None, None)[:2]
         with by_parts():
             prediction = predict(self.model, x)
-            value = loss(prediction, y) if mask is None else _masked(loss, prediction, y, mask)
-        if value.dtype != u.dtype:
-            raise DtypeError(f"a loss of {value.dtype}")
-        return value
+            return loss(prediction, y) if mask is None else _masked(loss, prediction, y, mask)
 
     def loss_at(self, loss: Loss, data: tuple[Tree, ...], u: Tensor) -> Tensor:
         """Of one task, a 0-d tensor without its graph."""

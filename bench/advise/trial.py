@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -52,8 +53,8 @@ class Trial:
 
     @property
     def score(self) -> float:
-        """The mean loss."""
-        return float(self.losses.mean())
+        """The mean loss; infinite where one is not finite."""
+        return float(self.losses.mean()) if bool(torch.isfinite(self.losses).all()) else math.inf
 
 
 def run(
@@ -138,7 +139,7 @@ def _losses(
 
 def verdict(trials: Sequence[Trial]) -> list[str]:
     """Which start ends best, and which are as good as that as far as these tasks tell: a sentence a line."""
-    finite = sorted((one for one in trials if bool(torch.isfinite(one.losses).all())), key=lambda one: one.score)
+    finite = sorted((one for one in trials if one.score < math.inf), key=lambda one: one.score)
     if not finite:
         return ["No start has finite losses after adaptation; lower --inner-lr."]
     best, *others = finite

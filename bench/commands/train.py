@@ -47,9 +47,12 @@ def _own(
     from rich.console import Console
     from rich.markup import escape
 
+    from amaml_core import InputError
     from bench.advise import trial
-    from bench.commands.console import INTERRUPTED, err, out, tell
+    from bench.commands.console import INTERRUPTED, NO_VERDICT, err, out, tell
 
+    if not seconds > 0:
+        raise InputError(f"--minutes {seconds / 60:g} leaves no time; give more.")
     directory = out_dir or Path("results") / f"train-{factory.rpartition(':')[2]}"
     own = {"steps": steps, "inner_lr": inner_lr, "outer_lr": outer_lr, "seconds": seconds}
     try:
@@ -62,6 +65,8 @@ def _own(
     Console(width=max(out().width, 120)).print(trial.table(trials))
     for line in trial.verdict(trials):
         tell(line)
+    if all(one.score == float("inf") for one in trials):
+        raise typer.Exit(NO_VERDICT)
     best = min(trials, key=lambda one: one.score)
     torch.save(problem.unflatten(best.theta), directory / "best.pt")
     tell(f"Its state_dict: {directory / 'best.pt'}.")

@@ -342,3 +342,11 @@ def test_ties_at_the_start_are_broken_as_torch_breaks_them(most):
     own = mse_loss(problem.model(tasks.query_x[0]), tasks.query_y[0])
     right = torch.cat([g.reshape(-1) for g in torch.autograd.grad(own, list(problem.model.parameters()))])
     assert torch.allclose(found, right, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_loss_may_have_another_dtype_than_the_model(dtype):
+    problem, tasks = layered(
+        lambda m, x: m.o(m.l(x).tanh()), loss=lambda p, t: mse_loss(p.float(), t.float()), dtype=dtype
+    )
+    assert run(problem, tasks).status[0] == "ok"

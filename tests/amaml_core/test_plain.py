@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn.functional import mse_loss
 from zoo import Forward
 
-from amaml_core.plain import DtypeError, written
+from amaml_core.plain import written
 
 X, Y = torch.randn(5, 2, generator=torch.Generator().manual_seed(0)), torch.ones(5, 1)
 
@@ -62,9 +62,3 @@ def test_of_masked_examples_nothing_is_asked():
     with written(linear(), ["0.weight", "0.bias"], (mse_loss,)) as plain:
         some = plain.value(mse_loss, torch.ones(3), (X, Y, mask))
         assert torch.allclose(some, plain.value(mse_loss, torch.ones(3), (X[mask], Y[mask])))
-
-
-def test_another_dtype_is_told():
-    weights = torch.ones(1)
-    with written(linear(), ["0.weight", "0.bias"], (mse_loss,), torch.float64) as plain, pytest.raises(DtypeError):
-        plain.value(lambda p, t: (weights * (p - t).float()).mean(), torch.ones(3).double(), (X.double(), Y.double()))

@@ -65,3 +65,4 @@ def test_starts_that_cannot_be_told_apart_are_told_as_equal():
     assert "No training helped" in trial.verdict([trial.Trial("no training", theta, noise), far])[0]
     lost = trial.Trial("lost", theta, torch.full((3,), torch.nan))
     assert "No start has finite losses" in trial.verdict([lost])[0]
+    assert min([lost, far], key=lambda one: one.score) is far
