@@ -350,3 +350,14 @@ def test_a_loss_may_have_another_dtype_than_the_model(dtype):
         lambda m, x: m.o(m.l(x).tanh()), loss=lambda p, t: mse_loss(p.float(), t.float()), dtype=dtype
     )
     assert run(problem, tasks).status[0] == "ok"
+
+
+def test_a_padding_that_comes_up_in_a_later_batch_is_spared_in_every_task():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(6, 2, padding_idx=0), nn.Flatten(1), nn.Linear(10, 1)).double()
+    problem, y = am.MetaProblem(model, mse_loss), torch.ones(3, 4, 1, dtype=torch.float64)
+    words = torch.randint(1, 6, (3, 4, 5))
+    with pytest.warns(am.ModelWarning, match="spare the padding"):
+        run(problem, am.TaskBatch(words, y, words, y))
+    later = run(problem, am.TaskBatch(words - 1, y, words - 1, y))
+    assert not later.task_grads[:, :2].any()
