@@ -20,6 +20,7 @@ from amaml_core.methods import METHODS, create_method
 from amaml_core.methods.amaml import AMAML
 from amaml_core.methods.base import (
     Adaptation,
+    Doubt,
     MetaGradient,
     MetaGradientMethod,
     Outcome,
@@ -52,6 +53,7 @@ __all__ = [
     "Adaptation",
     "AdaptationCurve",
     "Check",
+    "Doubt",
     "GradientNorm",
     "InnerProblem",
     "InputError",

@@ -14,12 +14,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from amaml_core.engine import inductor
-from amaml_core.engine.captured import STATES, captured
+from amaml_core.engine import graphs, inductor
+from amaml_core.engine.captured import STATES, Same, captured
 from amaml_core.engine.eager import vector_jacobian
 from amaml_core.engine.rule import per_call
 from amaml_core.engine.threads import one_at_a_time
-from amaml_core.errors import InputError
+from amaml_core.errors import InputError, first_line
 from amaml_core.problem import MetaProblem
 from amaml_core.tasks import TaskBatch
 
@@ -46,6 +46,10 @@ class InnerProblem:
     ``stats`` counts calls that serve the whole batch at once: ``grad_evals``, ``hvp_evals`` and ``linearizations``
     (a gradient whose graph is kept for Hessian-vector products; not counted among ``grad_evals``).
 
+    Attributes:
+        captures: whether what it runs is captured as CUDA graphs.
+        captured: whether it is being captured itself: nothing may be read from the device then.
+
     Args:
         problem: model and losses.
         theta: θ ``[d]``, or a row a task ``[B, d]``; held fixed.
@@ -53,7 +57,8 @@ class InnerProblem:
         prox: μ.
 
     Raises:
-        InputError: the tasks' dtype or device is not θ's, or the model was put into a mode that has a memory.
+        InputError: the tasks' dtype or device is not θ's, the model was put into a mode that has a memory, or the
+            engine is "graphed" and there is no CUDA.
     """
 
     def __init__(
@@ -65,6 +70,12 @@ class InnerProblem:
         self.problem, self.theta, self.tasks, self.prox = problem, theta.detach(), tasks, prox
         self.stats: Counter[str] = Counter(grad_evals=0, hvp_evals=0)
         self.support, self.query = tasks.support, tasks.query
+        self.captured = False
+        self.captures = problem.engine != "eager" and graphs.possible(theta.device)
+        if problem.engine == "graphed" and not self.captures:
+            raise InputError(
+                f'engine="graphed" needs CUDA, and theta is on {theta.device}; move model and tasks there.'
+            )
         losses = {"inner_loss": problem.inner_loss, "outer_loss": problem.outer_loss}
         self.reads = captured(**losses, model=problem.model)
         self.manners = (
@@ -73,14 +84,73 @@ class InnerProblem:
         )
 
     def per_call(self, cost: int = 1) -> int | None:
-        """How many steps of ``cost`` gradients or products each make one compiled call; None in the eager engine."""
-        return per_call(cost) if self.problem.engine == "compiled" else None
+        """How many steps of ``cost`` gradients or products each make one built call; None in the eager engine."""
+        return None if self.problem.engine == "eager" else per_call(cost)
+
+    def whole(self, function: Callable[[InnerProblem, Tensor], Any], key: Hashable, horizon: Tensor) -> Any:
+        """``function(self, horizon)``, on CUDA captured as one graph in the engines that capture.
+
+        Args:
+            function: reads nothing from the device; returns any structure of tensors and plain values, and the same
+                plain values each time.
+            key: what it depends on besides.
+            horizon: ``[B]``.
+        """
+        if not self.captures:
+            return function(self, horizon)
+        arguments = [horizon, *self._inputs]
+        kept, key = self.problem.compiled, (key, self.prox, self._context, *map(_kind, arguments))
+        with one_at_a_time:
+            if key not in kept:
+                kept[key] = self._recorded(function, arguments)
+            recorded = kept[key]
+            if recorded is not None:
+                graph, counted, structure, others = recorded
+                self.stats.update(counted)
+                found = iter(graph(*arguments))
+                return tree_unflatten([next(found) if other is Tensor else other for other in others], structure)
+        alone = copy.copy(self)
+        alone.problem, alone.captures = self.problem.with_engine("eager"), False
+        return function(alone, horizon)
+
+    def _recorded(self, function: Callable[[InnerProblem, Tensor], Any], arguments: Sequence[Tensor]) -> Any:
+        """See ``whole``: the graph, what it counts and the structure of its results; None where it cannot be."""
+        last: list[Any] = []
+
+        def call(horizon: Tensor, *inputs: Tensor) -> list[Tensor]:
+            static = self._traced(inputs)
+            static.captured = True
+            if self.problem.engine == "compiled":
+                static.problem.engine = "compiled"
+            leaves, structure = tree_flatten(function(static, horizon))
+            tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+            last[:] = static.stats, structure, [Tensor if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            return tensors
+
+        graph = self._graph(call, arguments)
+        return (graph, *last) if graph else None
+
+    def _graph(self, function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor]) -> graphs.Graph | None:
+        """A function captured, the oldest graph let go where there are many; None, and told, where it cannot be."""
+        kept = self.problem.compiled
+        held = [key for key, value in kept.items() if isinstance(value, tuple) and isinstance(value[0], graphs.Graph)]
+        if len(held) >= graphs.MOST:
+            del kept[held[0]]
+        try:
+            return graphs.Graph(function, arguments)
+        except InputError:
+            raise
+        except RuntimeError as error:
+            self.problem.tell(
+                f"No CUDA graph of it could be captured ({first_line(error)}); its kernels are launched one by one."
+            )
+            return None
 
     def run(self, step: Step, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """``step(self, *tensors)``, compiled in the compiled engine. Nothing in it may be differentiated later."""
+        """``step(self, *tensors)``, built as a whole unless eager. Nothing in it may be differentiated later."""
         if self.problem.engine == "eager":
             return step(self, *tensors)
-        return self._compiled(inductor.compile_function, step, tensors)
+        return self._built(inductor.compile_function, step, tensors)
 
     def pullback(
         self, step: Step, u: Tensor, *tensors: Tensor, once: bool = True
@@ -90,20 +160,21 @@ class InnerProblem:
         Where more than one product is wanted, say ``once=False``: else the graph is freed on the way.
         """
         if self.problem.engine == "compiled":
-            return self._compiled(inductor.compile_pullback, step, (u, *tensors))
+            return self._built(inductor.compile_pullback, step, (u, *tensors))
         with torch.enable_grad():
             u = u.detach().requires_grad_()
             (value,) = step(self, u, *tensors)
         return value.detach(), lambda v: vector_jacobian(value, u, v, keep=not once)
 
-    def _compiled(self, compile_: Callable[..., Any], step: Step, tensors: Sequence[Tensor]) -> Any:
+    def _built(self, compile_: Callable[..., Any], step: Step, tensors: Sequence[Tensor]) -> Any:
         arguments = [tensor.contiguous() for tensor in (*tensors, *self._inputs)]
-        shapes = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in arguments)
-        key = (compile_, step, self.prox, self._context, shapes, torch.get_num_threads())
+        key = (compile_, step, self.captures, self.prox, self._context, *map(_kind, arguments), torch.get_num_threads())
         with one_at_a_time:
             if key not in self.problem.compiled:
-                self.problem.compiled[key] = self._compile(compile_, step, arguments, len(tensors))
+                self.problem.compiled[key] = self._build(compile_, step, arguments, len(tensors))
             function, counted = self.problem.compiled[key]
+        if function is None:
+            return step(self, *tensors)
         self.stats.update(counted)
         return function(*arguments)
 
@@ -136,12 +207,13 @@ class InnerProblem:
                     'in place, or use engine="eager".'
                 )
             problem.reads.append(reads)
-        return problem.reads.index(reads), modes, autocast, manners, str(structure)
+        held = tuple(_memory(read.value) for read in reads.values() if isinstance(read, Same) and self.captures)
+        return problem.reads.index(reads), modes, autocast, manners, str(structure), held
 
-    def _compile(
+    def _build(
         self, compile_: Callable[..., Any], step: Step, arguments: Sequence[Tensor], own: int
-    ) -> tuple[Callable[..., Any], Counter[str]]:
-        """A step compiled, and what each call of it evaluates; the first ``own`` arguments are the step's."""
+    ) -> tuple[Callable[..., Any] | None, Counter[str]]:
+        """A step built, if it can be, and what each call of it evaluates; the first ``own`` arguments are its own."""
         counted: Counter[str] = Counter()
 
         def pure(*values: Tensor) -> Any:
@@ -151,14 +223,18 @@ class InnerProblem:
             counted.update(traced.stats)
             return results if compile_ is inductor.compile_function else results[0]
 
-        return compile_(pure, arguments), counted
+        built = compile_(pure, arguments) if self.problem.engine == "compiled" else None
+        if self.captures and compile_ is inductor.compile_function:
+            built = self._graph(built or pure, arguments) or built
+        return built, counted
 
     def _traced(self, inputs: Sequence[Tensor]) -> InnerProblem:
         """This inner problem with these tensors in the place of its own, for a trace."""
         theta, *rest = inputs
         leaves, structure = tree_flatten((self.support, self.query))
         traced = copy.copy(self)
-        traced.theta, traced.stats = theta, Counter()
+        traced.theta, traced.stats, traced.captures = theta, Counter(), False
+        traced.__dict__.pop("_inputs", None)
         traced.support, traced.query = tree_unflatten(rest[: len(leaves)], structure)
         traced.problem = self.problem.traced(dict(zip(self.problem.frozen(), rest[len(leaves) :], strict=True)))
         return traced
@@ -209,6 +285,17 @@ class InnerProblem:
         """L_val ``[B]`` and ∇L_val ``[B, d]``."""
         loss, gradient = self.run(_query_gradient, u)
         return loss, gradient
+
+
+def _memory(value: object) -> Hashable:
+    """Of a tensor that model or loss holds: where a graph reads it, or what it reads from the host only once."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        return None
+    return value.data_ptr() if graphs.possible(value.device) else str(value.tolist())
+
+
+def _kind(tensor: Tensor) -> Hashable:
+    return tensor.shape, tensor.dtype, tensor.device
 
 
 def _gradient(inner: InnerProblem, u: Tensor, create_graph: bool = True) -> tuple[Tensor, ...]:

@@ -26,7 +26,12 @@ class LinearSolution:
 
 
 def conjugate_gradient(
-    matvec: Callable[[Tensor], Tensor], b: Float[Tensor, "tasks params"], *, steps: int, tol: float = 0.0
+    matvec: Callable[[Tensor], Tensor],
+    b: Float[Tensor, "tasks params"],
+    *,
+    steps: int,
+    tol: float = 0.0,
+    early: bool = True,
 ) -> LinearSolution:
     """At most ``steps`` iterations from x = 0, each task by itself (Hestenes and Stiefel 1952).
 
@@ -38,6 +43,7 @@ def conjugate_gradient(
         b: ``[B, d]``.
         steps: the largest number of products.
         tol: relative residual.
+        early: end when all tasks have stopped, which the host must find out; the results are the same without.
     """
     residual, direction = b, b
     squared = b.square().sum(-1)
@@ -46,7 +52,7 @@ def conjugate_gradient(
     negative = torch.zeros_like(squared, dtype=torch.bool)
     for iteration in range(steps):
         active = (squared > tol**2 * size) & (squared > 0) & ~negative
-        if not bool(active.any()):
+        if early and not bool(active.any()):
             break
         image = matvec(direction)
         curvature = (direction * image).sum(-1)

@@ -16,7 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from amaml_core.engine.captured import captured
-from amaml_core.engine.rule import Engine, chosen
+from amaml_core.engine.rule import Built, Engine, chosen
 from amaml_core.engine.threads import one_at_a_time
 from amaml_core.errors import InputError, first_line, positive_integer
 from amaml_core.looked import Looked
@@ -26,6 +26,8 @@ from amaml_core.modules import Loss, evaluate, holding, refuse_stateful, refuse_
 from amaml_core.plain import written
 from amaml_core.surroundings import random_state
 from amaml_core.tasks import TaskBatch, Tree
+
+NOT_FINITE = "theta must hold finite floating-point values."
 
 
 class MetaProblem:
@@ -44,12 +46,12 @@ class MetaProblem:
         adapt: regular expression; parameters whose full name matches are adapted, the others keep the model's own
             values. ``None`` adapts all that are not frozen.
         shared: what happens to the parameters that ``adapt`` leaves out; ``"frozen"``: nothing.
-        engine: ``"eager"``; ``"compiled"``: whole solver steps are compiled, once for each shape of the tasks; or
-            ``"auto"``: compiled if at least ``PAYBACK`` outer updates are planned, the model has no convolutions and
-            at most ``SMALL`` parameters are adapted, else eager. What model and loss read besides their arguments may
-            change: tensors in place at no cost, anything else at that of compiling again. On the CPU it works on groups
-            of tasks, a torch thread each: adaptive steps belong to a group, and groups of different sizes are compiled
-            apart.
+        engine: ``"eager"``; ``"compiled"``: whole solver steps are compiled, once for each shape of the tasks;
+            ``"graphed"``, on CUDA: eager kernels, captured as a graph once for each shape and replayed, as compiled
+            ones are there too: whole updates that always launch the same, else solver steps; or ``"auto"``, see
+            ``engine.rule.chosen``. What model and loss read besides their arguments may change: tensors in place at no
+            cost, anything else at that of building again. On the CPU "compiled" works on groups of tasks, a torch
+            thread each: adaptive steps belong to a group, and groups of different sizes are compiled apart.
         planned_updates: outer updates that will be made with this problem, as far as known; only ``"auto"`` asks.
         chunk_size: at most so many tasks are worked on at once, which bounds the memory; ``None``: all of them.
 
@@ -127,8 +129,12 @@ class MetaProblem:
 
     def _set_engine(self, engine: Engine) -> None:
         self.asked: Engine = engine
-        self.engine: Literal["eager", "compiled"] = chosen(
-            engine, planned_updates=self.planned_updates, dim=self.dim, convolves=self._convolves
+        self.engine: Built = chosen(
+            engine,
+            planned_updates=self.planned_updates,
+            dim=self.dim,
+            convolves=self._convolves,
+            cuda=any(value.is_cuda for value in self.model.parameters()),
         )
         # what is built for steps of its inner problems, and what model and losses read then; both die with it
         self.compiled: dict[Hashable, Any] = {}
@@ -160,6 +166,10 @@ class MetaProblem:
     def names(self) -> tuple[str, ...]:
         """Of the adapted parameters, in the order of θ."""
         return tuple(self._shapes)
+
+    def tell(self, note: str) -> None:
+        """Warn of this, once, and keep it among the ``notes``."""
+        self._looked.tell(note)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -221,8 +231,8 @@ class MetaProblem:
         if not isinstance(theta, Tensor) or theta.shape != (self.dim,):
             found = list(theta.shape) if isinstance(theta, Tensor) else type(theta).__name__
             raise InputError(f"theta is {found}; this problem needs a tensor of shape [{self.dim}].")
-        if not theta.dtype.is_floating_point or not bool(torch.isfinite(theta).all()):
-            raise InputError("theta must hold finite floating-point values.")
+        if not theta.dtype.is_floating_point or (not theta.is_cuda and not bool(torch.isfinite(theta).all())):
+            raise InputError(NOT_FINITE)  # on CUDA a look at its values would wait for all that was launched before
         for name, value in self.frozen().items():
             if value.device != theta.device or (value.dtype.is_floating_point and value.dtype != theta.dtype):
                 raise InputError(

@@ -6,29 +6,37 @@ from typing import Literal, get_args
 
 from amaml_core.errors import InputError
 
-Engine = Literal["auto", "eager", "compiled"]
+Engine = Literal["auto", "eager", "graphed", "compiled"]
+Built = Literal["eager", "graphed", "compiled"]
 PAYBACK = 200  # planned outer updates from which on compilation (10 to 60 s) pays for itself with a small network
+CAPTURES_PAY = 5  # planned outer updates on CUDA from which on a capture, which costs about two of them, pays
 SMALL = 20_000  # adapted parameters up to which dispatch, and not arithmetic, takes the time of an eager update
 BUDGET = 12  # gradients or products in one compiled call: they hide the call's own cost and compile in seconds
 
 
-def chosen(engine: Engine, *, planned_updates: int, dim: int, convolves: bool) -> Literal["eager", "compiled"]:
+def chosen(engine: Engine, *, planned_updates: int, dim: int, convolves: bool, cuda: bool) -> Built:
     """The engine that is meant.
+
+    "auto" is "compiled" from ``PAYBACK`` planned updates on for networks without convolutions and with at most
+    ``SMALL`` parameters; else on CUDA "graphed" from ``CAPTURES_PAY`` updates on; else "eager".
 
     Args:
         engine: as asked for.
         planned_updates: outer updates that will be made.
         dim: adapted parameters.
         convolves: whether the model has convolutions.
+        cuda: whether the model is on a CUDA device.
 
     Raises:
         InputError: there is no such engine.
     """
     if engine not in get_args(Engine):
         raise InputError(f"engine={engine!r} is not available; choose one of {', '.join(get_args(Engine))}.")
-    if engine == "auto":
-        return "compiled" if planned_updates >= PAYBACK and dim <= SMALL and not convolves else "eager"
-    return engine
+    if engine != "auto":
+        return engine
+    if planned_updates >= PAYBACK and dim <= SMALL and not convolves:
+        return "compiled"
+    return "graphed" if cuda and planned_updates >= CAPTURES_PAY else "eager"
 
 
 def per_call(cost: int) -> int:

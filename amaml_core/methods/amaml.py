@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from amaml_core.errors import InputError, positive_integer, positive_number
 from amaml_core.inner import InnerProblem
-from amaml_core.methods.base import OK, MetaGradientMethod, Outcome, Status, Target
+from amaml_core.methods.base import Doubt, MetaGradientMethod, Outcome, Target
 from amaml_core.ode.adaptive import MARGIN
 from amaml_core.ode.adjoint import BACKWARD, AdjointSolution, backsolve, check_backward, discrete, tracked
 from amaml_core.ode.flow import BudgetSpentError, GradientFlow
@@ -95,6 +95,11 @@ class AMAML(MetaGradientMethod):
         return {name: value for name, value in named.items() if name != "max_evals" or value is not None}
 
     @property
+    def captures_whole(self) -> bool:
+        """On a fixed grid, unless a stopping rule or a back-solve looks at what it finds."""
+        return self.forward in FIXED_GRIDS and self.stopping is None and self.backward != "backsolve"
+
+    @property
     def _budget(self) -> float:
         if self.max_evals is not None or self.forward not in ADAPTIVE:
             return self.max_evals or math.inf
@@ -138,7 +143,7 @@ class AMAML(MetaGradientMethod):
 
     def _adapt(self, inner: InnerProblem, horizon: Tensor) -> Outcome:
         path, horizon = self._solve(inner, horizon, keep=False)
-        return Outcome(path.states[-1].clone(), horizon, status=self._spent(inner, [OK] * len(horizon)))
+        return Outcome(path.states[-1].clone(), horizon, doubts=self._spent(inner, horizon))
 
     def _differentiate(self, inner: InnerProblem, horizon: Tensor) -> Outcome:
         path, horizon = self._solve(inner, horizon, keep=self.backward != "backsolve")
@@ -176,21 +181,21 @@ class AMAML(MetaGradientMethod):
                 solution = tracked(GradientFlow(inner), path, terminal, scheme, integrate=self.prox > 0)
             inner.stats["states_stored"] += len(path.states) + (path.every if path.every > 1 else 0)
         grads = solution.adjoint if solution.integral is None else solution.adjoint + self.prox * solution.integral
-        done = Outcome(end, horizon, loss, grads, horizon_grad)
-        return replace(done, status=self._spent(inner, self._status(inner.start(), solution)))
+        doubts = (*self._doubts(inner.start(), solution), *self._spent(inner, horizon))
+        return Outcome(end, horizon, loss, grads, horizon_grad, doubts)
 
-    def _spent(self, inner: InnerProblem, found: list[Status]) -> list[Status]:
+    def _spent(self, inner: InnerProblem, horizon: Tensor) -> tuple[Doubt, ...]:
         """What is told of tasks that ended well, but on steps of rk4 and not on the solver's own."""
         if not inner.stats["budgets_spent"]:
-            return found
+            return ()
         remedy = (
             f"{self.forward} wanted more than {self._budget:.0f} gradients, as it does where the loss has kinks (ReLU, "
             'max-pooling), so that rk4 took equal steps instead, with no tolerance; use forward="rk4", smooth '
             "activations, or a higher rtol or max_evals."
         )
-        return [told if told == "diverged" else Status("not_converged", remedy) for told in found]
+        return (Doubt(torch.ones_like(horizon, dtype=torch.bool), "not_converged", remedy),)
 
-    def _status(self, start: Tensor, solution: AdjointSolution) -> list[Status]:
+    def _doubts(self, start: Tensor, solution: AdjointSolution) -> tuple[Doubt, ...]:
         if solution.start is not None:
             distance = (solution.start - start).norm(dim=-1)
             bad = ~(distance <= 1e-2 * (1 + start.norm(dim=-1)))  # NaN is bad too
@@ -205,5 +210,5 @@ class AMAML(MetaGradientMethod):
             bad = ~(solution.growth <= MAX_GROWTH)
             remedy = "A step is unstable for this curvature and amplifies the adjoint; lower rtol, or raise num_states."
         else:
-            return [OK] * len(start)
-        return [Status("diverged", remedy) if wrong else OK for wrong in bad.tolist()]
+            return ()
+        return (Doubt(bad, "diverged", remedy),)

@@ -5,21 +5,23 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from numbers import Number
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.utils._pytree import register_pytree_node
 
 from amaml_core.engine.rule import pieces
 from amaml_core.engine.threads import side_by_side
 from amaml_core.errors import InputError, positive_integer, positive_number
 from amaml_core.inner import InnerProblem
 from amaml_core.ode.scheme import SolverFailedError
-from amaml_core.problem import MetaProblem
+from amaml_core.problem import NOT_FINITE, MetaProblem
 from amaml_core.tasks import TaskBatch
 
 Target = Literal["unrolled", "flow", "stationary", "surrogate"]
@@ -85,6 +87,22 @@ class MetaGradient(Adaptation):
         return self.grads["theta"]
 
 
+class Doubt(NamedTuple):
+    """What may be wrong with a task's gradient, known when the device's work is done.
+
+    Attributes:
+        where: ``[B]``, whether it is so.
+        code: the status that it means.
+        remedy: in words; ``{}`` in it stands for the figure.
+        figure: ``[B]``.
+    """
+
+    where: Bool[Tensor, " tasks"]
+    code: Literal["diverged", "not_converged"]
+    remedy: str
+    figure: Float[Tensor, " tasks"] | None = None
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a method's own code hands back for one chunk of tasks.
@@ -95,7 +113,7 @@ class Outcome:
         query_loss: ``[B]``; worked out from u where it is None.
         task_grads: ``[B, d]``; None after mere adaptation.
         horizon_grad: ``[B]``, or None where it means nothing.
-        status: one a task, or None where there is nothing to tell; values that are not finite are noticed anyway.
+        doubts: of which the first that holds is a task's status; values that are not finite are noticed anyway.
     """
 
     u: Tensor
@@ -103,7 +121,14 @@ class Outcome:
     query_loss: Tensor | None = None
     task_grads: Tensor | None = None
     horizon_grad: Tensor | None = None
-    status: Sequence[Status] | None = None
+    doubts: tuple[Doubt, ...] = ()
+
+
+register_pytree_node(
+    Outcome,
+    lambda outcome: ([getattr(outcome, field.name) for field in fields(Outcome)], None),
+    lambda values, _: Outcome(*values),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,10 +195,9 @@ class MetaGradientMethod(Estimator):
 
     def adapt(self, problem: MetaProblem, meta: Tensor | Mapping[str, Tensor], tasks: TaskBatch) -> Adaptation:
         """Adapt to each task, without a meta-gradient. Arguments and errors as for ``meta_gradient``."""
-        done, stats = self._over_chunks(problem, meta, tasks, self._adapt)
+        done, status, stats = self._over_chunks(problem, meta, tasks, self._adapt)
         assert done.query_loss is not None
-        assert done.status is not None
-        return Adaptation(done.u, done.query_loss, done.horizon, tuple(done.status), stats)
+        return Adaptation(done.u, done.query_loss, done.horizon, status, stats)
 
     def meta_gradient(
         self, problem: MetaProblem, meta: Tensor | Mapping[str, Tensor], tasks: TaskBatch
@@ -188,19 +212,18 @@ class MetaGradientMethod(Estimator):
         Raises:
             InputError: θ, tasks and problem do not fit each other.
         """
-        done, stats = self._over_chunks(problem, meta, tasks, self._differentiate)
+        done, status, stats = self._over_chunks(problem, meta, tasks, self._differentiate)
         assert done.query_loss is not None
-        assert done.status is not None
         assert done.task_grads is not None
         grads = {"theta": done.task_grads.mean(0)}
         return MetaGradient(
-            done.u, done.query_loss, done.horizon, tuple(done.status), stats, done.task_grads, grads, done.horizon_grad
+            done.u, done.query_loss, done.horizon, status, stats, done.task_grads, grads, done.horizon_grad
         )
 
     @torch.inference_mode(False)
     def _over_chunks(
         self, problem: MetaProblem, meta: Tensor | Mapping[str, Tensor], tasks: TaskBatch, run: Run
-    ) -> tuple[Outcome, dict[str, int]]:
+    ) -> tuple[Outcome, tuple[Status, ...], dict[str, int]]:
         if not isinstance(tasks, TaskBatch):
             raise InputError(f"tasks is a {type(tasks).__name__}; pass a TaskBatch.")
         if isinstance(meta, Mapping) and set(meta) != {"theta"}:
@@ -212,7 +235,7 @@ class MetaGradientMethod(Estimator):
                 f"TaskBatch.horizon is {tasks.horizon.dtype} and theta {theta.dtype}; convert one of them."
             )
         stats: Counter[str] = Counter()
-        parts: list[Outcome] = []
+        parts: list[tuple[Outcome, list[Status]]] = []
         # compiled calls leave Python to others, and a thread of its own serves a task better than a share of each call
         threads = torch.get_num_threads() if problem.engine == "compiled" and theta.device.type == "cpu" else 1
         for chunk in tasks.chunks(problem.chunk_size):
@@ -220,32 +243,41 @@ class MetaGradientMethod(Estimator):
             done = side_by_side(lambda group: self._attempt(problem, theta, group, run), groups)
             parts += [one for outcomes, _ in done for one in outcomes]
             _add(stats, {key: max(counted[key] for _, counted in done) for _, counted in done for key in counted})
-        joined = parts[0] if len(parts) == 1 else Outcome(*map(_join, zip(*map(_fields, parts), strict=True)))
-        return joined, dict(stats)
+        outcomes, statuses = zip(*parts, strict=True)
+        joined = outcomes[0] if len(parts) == 1 else Outcome(*map(_join, zip(*map(_fields, outcomes), strict=True)))
+        return joined, tuple(status for several in statuses for status in several), dict(stats)
 
     def _attempt(
         self, problem: MetaProblem, theta: Tensor, tasks: TaskBatch, run: Run
-    ) -> tuple[list[Outcome], Counter[str]]:
+    ) -> tuple[list[tuple[Outcome, list[Status]]], Counter[str]]:
         inner = InnerProblem(problem, theta, tasks, self.inner_prox)
         horizon = theta.new_full((len(tasks),), self.horizon) if tasks.horizon is None else tasks.horizon
         try:
-            done = run(inner, horizon)
+            if self.captures_whole:
+                done, flags = inner.whole(partial(_finished, run), (self, run.__name__), horizon)
+            else:
+                done, flags = _finished(run, inner, horizon)
         except SolverFailedError as error:
             if len(tasks) > 1:  # one failing task must not take its neighbours along
                 alone = problem.with_engine("eager")  # nothing is compiled for it
-                parts: list[Outcome] = []
+                parts: list[tuple[Outcome, list[Status]]] = []
                 for one in tasks.chunks(1):
                     outcomes, counted = self._attempt(alone, theta, one, run)
                     parts += outcomes
                     _add(inner.stats, counted)
                 return parts, inner.stats
             nan = torch.full_like(inner.start(), math.nan)
-            told = Status("diverged", f"The solver gave up ({error}); shorten the horizon or check the loss.")
-            done = Outcome(nan, horizon, nan[:, 0], nan, nan[:, 0], [told])
-        if done.query_loss is None:
-            with torch.no_grad():
-                done = replace(done, query_loss=inner.query_loss(done.u))
-        return [replace(done, status=_with_divergence(done, inner))], inner.stats
+            remedy = f"The solver gave up ({error}); shorten the horizon or check the loss."
+            gave_up = Doubt(torch.ones_like(horizon, dtype=torch.bool), "diverged", remedy)
+            done, flags = _finished(
+                lambda *_: Outcome(nan, horizon, nan[:, 0], nan, nan[:, 0], (gave_up,)), inner, horizon
+            )
+        return [(done, _judged(done, flags, inner))], inner.stats
+
+    @property
+    def captures_whole(self) -> bool:
+        """Whether an update launches the same whatever its values, and reads none: a CUDA graph can hold it then."""
+        return True
 
 
 Run = Callable[[InnerProblem, Tensor], Outcome]
@@ -261,26 +293,45 @@ def _fields(outcome: Outcome) -> tuple[Any, ...]:
 
 
 def _join(values: tuple[Any, ...]) -> Any:
-    if any(value is None for value in values):  # a failed task has NaN even where nobody asked for a gradient
-        return None
-    if isinstance(values[0], Tensor):
-        return torch.cat(values)
-    return [one for several in values for one in several]
+    if not all(isinstance(value, Tensor) for value in values):
+        return None  # a failed task has NaN even where nobody asked for a gradient
+    return torch.cat(values)
 
 
-def _with_divergence(done: Outcome, inner: InnerProblem) -> list[Status]:
+def _finished(run: Run, inner: InnerProblem, horizon: Tensor) -> tuple[Outcome, Bool[Tensor, "flags tasks"]]:
+    """What a method found, its query loss too, and for each task: values that are not finite, and each doubt."""
+    done = run(inner, horizon)
+    if done.query_loss is None:
+        with torch.no_grad():
+            done = replace(done, query_loss=inner.query_loss(done.u))
     finite = torch.ones_like(done.horizon, dtype=torch.bool)
     for value in (done.u, done.query_loss, done.task_grads):
         if value is not None:
             finite &= torch.isfinite(value).flatten(1).all(1) if value.ndim > 1 else torch.isfinite(value)
-    remedy = "The numbers left the finite range; lower inner_lr, or take more steps or states over the same horizon."
-    at_start = "The loss or its gradient is not finite at theta itself, before any step; mend the model, loss or start."
-    found = list(done.status or [OK] * len(finite))
-    if not bool(finite.all()):
+    return done, torch.stack([~finite, *(doubt.where for doubt in done.doubts)])
+
+
+def _judged(done: Outcome, flags: Tensor, inner: InnerProblem) -> list[Status]:
+    """Each task's status. This is the only place where the host waits for an update that ends well."""
+    lost, *raised = flags.tolist()
+    found = [OK] * len(lost)
+    for doubt, holds in reversed([*zip(done.doubts, raised, strict=True)]):
+        for index in (index for index, held in enumerate(holds) if held):
+            told = doubt.remedy if doubt.figure is None else doubt.remedy.format(float(doubt.figure[index]))
+            found[index] = Status(doubt.code, told)
+    if any(lost):
+        if not bool(torch.isfinite(inner.theta).all()):
+            raise InputError(NOT_FINITE)
+        remedy = (
+            "The numbers left the finite range; lower inner_lr, or take more steps or states over the same horizon."
+        )
+        at_start = (
+            "The loss or its gradient is not finite at theta itself, before any step; mend the model, loss or start."
+        )
         loss, gradient = inner.at_start()
         bad = ~(torch.isfinite(loss) & torch.isfinite(gradient).all(1))
-        for index, (fine, hopeless) in enumerate(zip(finite.tolist(), bad.tolist(), strict=True)):
-            if not fine and (hopeless or found[index] != "diverged"):
+        for index, (gone, hopeless) in enumerate(zip(lost, bad.tolist(), strict=True)):
+            if gone and (hopeless or found[index] != "diverged"):
                 found[index] = Status("diverged", at_start if hopeless else remedy)
     return found
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from amaml_core.errors import InputError, positive_integer, positive_number
 from amaml_core.inner import InnerProblem
 from amaml_core.linear_solve import LinearSolution, conjugate_gradient
-from amaml_core.methods.base import OK, MetaGradientMethod, Outcome, Status, Target, gradient_descent
+from amaml_core.methods.base import Doubt, MetaGradientMethod, Outcome, Target, gradient_descent
 
 Variant = Literal["paper-gd", "paper-hf", "official"]
 
@@ -89,10 +89,16 @@ class IMAML(MetaGradientMethod):
             matvec = lambda v: (1 + OFFICIAL_DAMPING) * v + point.hvp(v) / (self.lam + OFFICIAL_LAM_DAMPING)  # noqa: E731
         else:
             matvec = lambda v: point.hvp(v) / self.lam  # noqa: E731  # hvp holds λI already: I + H/λ
-        solution = conjugate_gradient(matvec, right_side, steps=self.cg_steps, tol=self.cg_tol)
-        return Outcome(u, horizon, loss, solution.x, status=self._status(inner, point.gradient, solution))
+        early = not inner.captured  # a graph has the products of all iterations anyway
+        solution = conjugate_gradient(matvec, right_side, steps=self.cg_steps, tol=self.cg_tol, early=early)
+        return Outcome(u, horizon, loss, solution.x, doubts=self._doubts(inner, point.gradient, solution))
 
-    def _status(self, inner: InnerProblem, gradient: Tensor, solution: LinearSolution) -> list[Status]:
+    @property
+    def captures_whole(self) -> bool:
+        """Unless Newton's steps look at what they find."""
+        return self.variant != "paper-hf"
+
+    def _doubts(self, inner: InnerProblem, gradient: Tensor, solution: LinearSolution) -> tuple[Doubt, ...]:
         unsolved = solution.residual > self.cg_tol
         moving = torch.zeros_like(unsolved)
         if self.target == "stationary":
@@ -100,23 +106,16 @@ class IMAML(MetaGradientMethod):
         more = "raise newton_steps" if self.variant == "paper-hf" else "raise inner_steps"
         if self.variant == "paper-gd" and self.inner_lr * self.lam >= 2:
             more = f"lower inner_lr below 2/lam = {2 / self.lam:g}: from there on its steps overshoot"
-        told = []
-        for negative, away, short, residual in zip(
-            solution.negative_curvature.tolist(),
-            moving.tolist(),
-            unsolved.tolist(),
-            solution.residual.tolist(),
-            strict=True,
-        ):
-            if negative:
-                told.append(Status("not_converged", "CG met negative curvature; raise lam."))
-            elif away:
-                told.append(Status("not_converged", f"The inner problem is short of its optimum; {more}."))
-            elif short:
-                told.append(Status("not_converged", f"CG stopped at relative residual {residual:.1e}; raise cg_steps."))
-            else:
-                told.append(OK)
-        return told
+        return (
+            Doubt(solution.negative_curvature, "not_converged", "CG met negative curvature; raise lam."),
+            Doubt(moving, "not_converged", f"The inner problem is short of its optimum; {more}."),
+            Doubt(
+                unsolved,
+                "not_converged",
+                "CG stopped at relative residual {:.1e}; raise cg_steps.",
+                solution.residual,
+            ),
+        )
 
 
 def newton_cg(inner: InnerProblem, *, steps: int, cg_steps: int, tol: float) -> Tensor:

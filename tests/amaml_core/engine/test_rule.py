@@ -22,7 +22,9 @@ def test_auto_compiles_small_dense_networks_of_which_many_updates_are_planned():
 
 def test_an_unknown_engine_is_refused():
     problem = am.MetaProblem(nn.Linear(1, 1), mse_loss)
-    with pytest.raises(am.InputError, match="engine='fast' is not available; choose one of auto, eager, compiled"):
+    with pytest.raises(
+        am.InputError, match="engine='fast' is not available; choose one of auto, eager, graphed, compiled"
+    ):
         problem.with_engine("fast")
 
 

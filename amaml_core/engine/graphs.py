@@ -1,0 +1,113 @@
+"""Functions of tensors captured as CUDA graphs: the host launches all of their kernels by one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor
+
+MOST = 32  # graphs that a problem keeps at once; the oldest goes first, and its memory with it
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a capture left.
+
+    Attributes:
+        replay: launches everything again, on the same memory.
+        outputs: what the captured call returned; each replay overwrites them.
+        graph: what holds the memory.
+        peak_bytes: the most that was allocated at once inside.
+        pool_bytes: by how much the graphs' pool grew for it.
+        exec_bytes: of the executable graph, which lies outside torch's allocator.
+    """
+
+    replay: Callable[[], None]
+    outputs: tuple[Tensor, ...]
+    graph: Any = None
+    peak_bytes: int = 0
+    pool_bytes: int = 0
+    exec_bytes: int = 0
+
+
+def possible(device: torch.device) -> bool:
+    """Whether there are graphs on this device."""
+    return device.type == "cuda"
+
+
+class Graph:
+    """A function of tensors, captured for the shapes of the examples, that is replayed on copies of its arguments.
+
+    Results are copies too: nothing that is handed out lies in the graph's memory. All graphs share one pool, for they
+    run one after the other and none reads what another left there. A capture resets the peaks of ``torch.cuda``'s
+    memory statistics, of which it reads its own.
+
+    Args:
+        function: of tensors, without any read by the host.
+        examples: as it will be called.
+
+    Raises:
+        RuntimeError: something in it cannot be captured.
+    """
+
+    def __init__(self, function: Callable[..., Sequence[Tensor]], examples: Sequence[Tensor]) -> None:
+        self.inputs = [example.detach().clone(memory_format=torch.contiguous_format) for example in examples]
+        self.recording = record(lambda: tuple(output.detach() for output in function(*self.inputs)))
+        alive.add(self)
+
+    def __call__(self, *arguments: Tensor) -> tuple[Tensor, ...]:
+        """The function's results for these arguments."""
+        with torch.no_grad():
+            torch._foreach_copy_(self.inputs, [argument.detach() for argument in arguments])  # pyright: ignore[reportPrivateImportUsage]
+            self.recording.replay()
+            return tuple(output.clone() for output in self.recording.outputs)
+
+
+alive: WeakSet[Graph] = WeakSet()
+"""All graphs that there are."""
+
+
+def sizes() -> dict[str, int]:
+    """What all graphs take, in bytes (see ``Recording``): the largest peak, for they take turns, and sums."""
+    every = [graph.recording for graph in alive]
+    return {
+        "graph_peak_bytes": max((one.peak_bytes for one in every), default=0),
+        "graph_pool_bytes": sum(one.pool_bytes for one in every),
+        "graph_exec_bytes": sum(one.exec_bytes for one in every),
+    }
+
+
+def record(call: Callable[[], tuple[Tensor, ...]]) -> Recording:
+    """Capture what a call launches, after one that warms up: compilation and libraries' handles can't be captured."""
+    stream = _stream(torch.cuda.current_device())
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        call()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    free, reserved = torch.cuda.mem_get_info()[0], torch.cuda.memory_reserved()
+    torch.cuda.reset_peak_memory_stats()
+    resting = torch.cuda.memory_allocated()
+    pool = next((graph.recording.graph.pool() for graph in alive), None)
+    graph = torch.cuda.CUDAGraph()
+    # other threads of the program may go on to allocate meanwhile
+    with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+        outputs = call()
+    peak = torch.cuda.max_memory_allocated() - resting
+    graph.replay()  # the first one uploads the executable
+    torch.cuda.synchronize()
+    pooled = torch.cuda.memory_reserved() - reserved
+    executable = max(free - torch.cuda.mem_get_info()[0] - pooled, 0)
+    return Recording(graph.replay, outputs, graph, peak, pooled, executable)
+
+
+@cache
+def _stream(device: int) -> torch.cuda.Stream:
+    """What everything is captured on: memory of a pool is reused on the stream only that it was taken for."""
+    return torch.cuda.Stream(device)
