@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from amaml_core.engine import graphs, inductor
+from amaml_core.engine import blocks, graphs, inductor
 from amaml_core.engine.captured import STATES, Same, captured
 from amaml_core.engine.eager import vector_jacobian
 from amaml_core.engine.rule import per_call
@@ -85,7 +85,9 @@ class InnerProblem:
 
     def per_call(self, cost: int = 1) -> int | None:
         """How many steps of ``cost`` gradients or products each make one built call; None in the eager engine."""
-        return None if self.problem.engine == "eager" else per_call(cost)
+        if self.problem.engine == "eager":
+            return None
+        return 1 if self._on_blocks else per_call(cost)
 
     def whole(self, function: Callable[[InnerProblem, Tensor], Any], key: Hashable, horizon: Tensor) -> Any:
         """``function(self, horizon)``, on CUDA captured as one graph in the engines that capture.
@@ -150,7 +152,41 @@ class InnerProblem:
         """``step(self, *tensors)``, built as a whole unless eager. Nothing in it may be differentiated later."""
         if self.problem.engine == "eager":
             return step(self, *tensors)
+        if self._on_blocks:
+            return self._blocked(step, tensors)
         return self._built(inductor.compile_function, step, tensors)
+
+    @cached_property
+    def _on_blocks(self) -> bool:
+        """Whether steps are written as kernels of a thread block a task: see ``engine.blocks``."""
+        fits = self.problem.engine == "compiled" and graphs.possible(self.theta.device)
+        return fits and self._block(_detached_gradient, (self.start().contiguous(),)) is not None
+
+    def _blocked(self, step: Step, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """A step as one kernel; if it has no place in one, its parts as theirs."""
+        tensors = tuple(tensor.contiguous() for tensor in tensors)
+        if (found := self._block(step, tensors)) is None:
+            return step(self, *tensors)
+        function, counted = found
+        self.stats.update(counted)
+        return function(*tensors, *self._inputs)
+
+    def _block(self, step: Step, tensors: Sequence[Tensor]) -> tuple[Callable[..., Any], Counter[str]] | None:
+        arguments = [*tensors, *self._inputs]
+        key = (blocks.build, step, self.prox, self._context, *map(_kind, arguments))
+        with one_at_a_time:
+            if key not in self.problem.compiled:
+                pure, counted = self._pure(step, len(tensors))
+                batch = len(self.tasks)
+                own = [_axis(tensor, batch) for tensor in tensors]
+                data = [0] * len(tree_leaves((self.support, self.query)))
+                axes = [*own, None if self.theta.ndim == 1 else 0, *data, *(None for _ in self.problem.frozen())]
+                shapes = [part.shape for part in self.problem.split(self.start()[0]).values()]
+                try:
+                    self.problem.compiled[key] = blocks.build(pure, arguments, axes, shapes), counted
+                except blocks.Unsupported:
+                    self.problem.compiled[key] = None
+            return self.problem.compiled[key]
 
     def pullback(
         self, step: Step, u: Tensor, *tensors: Tensor, once: bool = True
@@ -160,6 +196,10 @@ class InnerProblem:
         Where more than one product is wanted, say ``once=False``: else the graph is freed on the way.
         """
         if self.problem.engine == "compiled":
+            if self._on_blocks:
+                (value,) = self._blocked(Half(step, product=False), (u, *tensors))
+                # what the product needs of that is computed again: cheaper than to keep it
+                return value, lambda v: self._blocked(Half(step, product=True), (u, *tensors, v))[0]
             return self._built(inductor.compile_pullback, step, (u, *tensors))
         with torch.enable_grad():
             u = u.detach().requires_grad_()
@@ -214,19 +254,26 @@ class InnerProblem:
         self, compile_: Callable[..., Any], step: Step, arguments: Sequence[Tensor], own: int
     ) -> tuple[Callable[..., Any] | None, Counter[str]]:
         """A step built, if it can be, and what each call of it evaluates; the first ``own`` arguments are its own."""
+        pure, counted = self._pure(step, own)
+        if compile_ is inductor.compile_pullback:
+            return compile_(lambda *values: pure(*values)[0], arguments), counted
+        built = compile_(pure, arguments) if self.problem.engine == "compiled" else None
+        if self.captures:
+            built = self._graph(built or pure, arguments) or built
+        return built, counted
+
+    def _pure(self, step: Step, own: int) -> tuple[Callable[..., tuple[Tensor, ...]], Counter[str]]:
+        """A step as a function of ``own`` tensors and ``_inputs``, and what it evaluates, known once it was called."""
         counted: Counter[str] = Counter()
 
-        def pure(*values: Tensor) -> Any:
+        def pure(*values: Tensor) -> tuple[Tensor, ...]:
             traced = self._traced(values[own:])
             results = step(traced, *values[:own])
             counted.clear()
             counted.update(traced.stats)
-            return results if compile_ is inductor.compile_function else results[0]
+            return results
 
-        built = compile_(pure, arguments) if self.problem.engine == "compiled" else None
-        if self.captures and compile_ is inductor.compile_function:
-            built = self._graph(built or pure, arguments) or built
-        return built, counted
+        return pure, counted
 
     def _traced(self, inputs: Sequence[Tensor]) -> InnerProblem:
         """This inner problem with these tensors in the place of its own, for a trace."""
@@ -234,7 +281,8 @@ class InnerProblem:
         leaves, structure = tree_flatten((self.support, self.query))
         traced = copy.copy(self)
         traced.theta, traced.stats, traced.captures = theta, Counter(), False
-        traced.__dict__.pop("_inputs", None)
+        for name in ("_inputs", "_on_blocks"):
+            traced.__dict__.pop(name, None)
         traced.support, traced.query = tree_unflatten(rest[: len(leaves)], structure)
         traced.problem = self.problem.traced(dict(zip(self.problem.frozen(), rest[len(leaves) :], strict=True)))
         return traced
@@ -296,6 +344,28 @@ def _memory(value: object) -> Hashable:
 
 def _kind(tensor: Tensor) -> Hashable:
     return tensor.shape, tensor.dtype, tensor.device
+
+
+def _axis(tensor: Tensor, batch: int) -> int | None:
+    """The axis of tasks among a step's arguments: the first, but the second of what several steps stack; else none."""
+    if tensor.ndim == 3:
+        return 1
+    return 0 if tensor.ndim and len(tensor) == batch else None
+
+
+@dataclass(frozen=True)
+class Half:
+    """Of a differentiable step: (u, …) -> step(u, …), or (u, …, v) -> (∂step(u, …)/∂u)ᵀ v, both from the start."""
+
+    step: Step
+    product: bool
+
+    def __call__(self, inner: InnerProblem, u: Tensor, *tensors: Tensor) -> tuple[Tensor]:
+        """See ``Step``."""
+        with torch.enable_grad():
+            u = u.detach().requires_grad_()
+            (value,) = self.step(inner, u, *(tensors[:-1] if self.product else tensors))
+        return (vector_jacobian(value, u, tensors[-1], keep=False) if self.product else value.detach(),)
 
 
 def _gradient(inner: InnerProblem, u: Tensor, create_graph: bool = True) -> tuple[Tensor, ...]:

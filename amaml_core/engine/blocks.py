@@ -1,0 +1,606 @@
+"""Steps of small networks as one Triton kernel each: a thread block a task, from the first operator to the last.
+
+A step's graph of operators becomes the source of one kernel. What belongs to a task is a few matrices, which stay in
+the registers and the shared memory of its block; flat vectors of parameters are kept as the matrices that they are made
+of. What joins tasks, such as an error norm's maximum, comes after the kernel as ordinary operators.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+ATEN = torch.ops.aten
+STAND_IN = 999_983  # tasks while tracing: a prime, so that the axis of tasks is known by its length
+LARGEST = 2**13  # elements of a matrix that a block can hold several of
+MOST_PRODUCTS = 40  # of matrices in one kernel: each is written out, and more take minutes to compile
+WARPS = 8
+CLOSE = 1e-2  # a kernel's results to those of the operators one by one, at its first arguments
+PRECISION = "tf32x3"  # of products of float32, on the matrix units: three passes leave an error of rounding
+
+
+class Unsupported(Exception):
+    """The step does not fit into a block's kernel."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A task's matrix in the kernel.
+
+    Attributes:
+        name: of the variable, or a number.
+        shape: of the tensor, without the axis of tasks.
+        matrix: the rows and columns that it is held as; 1 where it is the same along the other operands' axis.
+        clean: whether what pads it to powers of two is zero.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    matrix: tuple[int, int]
+    clean: bool = True
+
+
+@dataclass(frozen=True)
+class Flat:
+    """A vector of all adapted parameters, as the matrices that it is made of."""
+
+    pieces: tuple[Block, ...]
+
+
+@dataclass(frozen=True)
+class Source:
+    """An argument of the kernel, or a part of it, that has not been loaded."""
+
+    pointer: str
+    shape: tuple[int, ...]
+    tasks: int | None  # the axis of tasks; None: all tasks have the same
+    offset: str = "0"
+
+
+def padded(length: int) -> int:
+    """The power of two that a block's side is held as; matrix products want 16."""
+    return 1 if length == 1 else max(16, 1 << (length - 1).bit_length())
+
+
+def canonical(shape: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of a tensor of at most two axes that are longer than 1."""
+    long = [length for length in shape if length != 1]
+    if len(long) > 2:
+        raise Unsupported(f"{len(long)} axes")
+    if len(long) == 2:
+        return long[0], long[1]
+    if not long:
+        return 1, 1
+    return (long[0], 1) if len(shape) >= 2 and shape[-1] == 1 else (1, long[0])
+
+
+UNARY = {
+    ATEN.tanh.default: ("libdevice.tanh({0})", True),
+    ATEN.neg.default: ("-({0})", True),
+    ATEN.abs.default: ("tl.abs({0})", True),
+    ATEN.sqrt.default: ("tl.sqrt({0})", True),
+    ATEN.exp.default: ("tl.exp({0})", False),
+    ATEN.log.default: ("tl.log({0})", False),
+    ATEN.sin.default: ("tl.sin({0})", True),
+    ATEN.cos.default: ("tl.cos({0})", False),
+    ATEN.relu.default: ("tl.maximum({0}, 0.0)", True),
+    ATEN.sigmoid.default: ("tl.sigmoid({0})", False),
+    ATEN.reciprocal.default: ("1.0 / ({0})", False),
+    ATEN.rsqrt.default: ("tl.rsqrt({0})", False),
+    ATEN.erf.default: ("tl.erf({0})", True),
+    ATEN.log1p.default: ("libdevice.log1p({0})", True),
+    ATEN.expm1.default: ("libdevice.expm1({0})", True),
+    ATEN.sign.default: ("tl.where({0} > 0, 1.0, tl.where({0} < 0, -1.0, 0.0))", True),
+}
+BINARY = {
+    "add": "({0} + {1})",
+    "sub": "({0} - {1})",
+    "mul": "({0} * {1})",
+    "div": "({0} / {1})",
+    "maximum": "tl.maximum({0}, {1})",
+    "minimum": "tl.minimum({0}, {1})",
+    "gt": "({0} > {1})",
+    "ge": "({0} >= {1})",
+    "lt": "({0} < {1})",
+    "le": "({0} <= {1})",
+    "eq": "({0} == {1})",
+    "ne": "({0} != {1})",
+}
+POWERS = {1: "({0})", 2: "({0} * {0})", 3: "({0} * {0} * {0})", -1: "(1.0 / {0})", 0.5: "tl.sqrt({0})"}
+STAY_CLEAN = {"add", "sub", "mul", "maximum", "minimum"}
+SAME = {ATEN.alias.default, ATEN.detach.default, ATEN.clone.default}
+RESHAPES = {
+    ATEN.view.default,
+    ATEN._unsafe_view.default,
+    ATEN.reshape.default,
+    ATEN.unsqueeze.default,
+    ATEN.squeeze.dims,
+    ATEN.squeeze.dim,
+    ATEN.squeeze.default,
+}
+
+
+class _Writer:
+    """Writes the kernel of a graph.
+
+    Args:
+        graph: traced with ``STAND_IN`` tasks.
+        sizes: the shapes of the adapted parameters, in the order of the flat vector.
+    """
+
+    def __init__(self, graph: fx.GraphModule, sizes: Sequence[tuple[int, ...]]) -> None:
+        self.graph = graph
+        self.pieces = [canonical(shape) for shape in sizes]
+        self.lengths = [math.prod(shape) for shape in sizes]
+        self.dim = sum(self.lengths)
+        self.lines: list[str] = []
+        self.values: dict[fx.Node, Any] = {}
+        self.inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+        self.products = 0
+        self.index: dict[str, None] = {}
+
+    # --- names and text
+
+    def new(self, text: str, shape: Sequence[int], matrix: tuple[int, int], clean: bool) -> Block:
+        if padded(matrix[0]) * padded(matrix[1]) > LARGEST:
+            raise Unsupported(f"a matrix of {matrix[0]} x {matrix[1]}")
+        name = f"v{len(self.lines)}"
+        self.lines.append(f"{name} = {text}")
+        return Block(name, tuple(shape), matrix, clean)
+
+    def ranges(self, matrix: tuple[int, int]) -> tuple[str, str]:
+        rows, columns = padded(matrix[0]), padded(matrix[1])
+        self.index[f"r{rows} = tl.arange(0, {rows})[:, None]"] = None
+        self.index[f"c{columns} = tl.arange(0, {columns})[None, :]"] = None
+        return f"r{rows}", f"c{columns}"
+
+    def inside(self, matrix: tuple[int, int]) -> str:
+        """Which elements are no padding."""
+        row, column = self.ranges(matrix)
+        return f"(({row} < {matrix[0]}) & ({column} < {matrix[1]}))"
+
+    def cleaned(self, block: Block) -> Block:
+        """The same with zeros in its padding."""
+        if block.clean or all(padded(length) == length for length in block.matrix):
+            return block
+        return self.new(f"tl.where({self.inside(block.matrix)}, {block.name}, 0.0)", block.shape, block.matrix, True)
+
+    # --- loads
+
+    def loaded(self, value: Any) -> Block | Flat:
+        """A value as the kernel computes with it."""
+        if isinstance(value, int | float | bool):
+            return Block(repr(float(value)) if not isinstance(value, bool) else repr(value), (), (1, 1), False)
+        if not isinstance(value, fx.Node):
+            raise Unsupported(f"an argument {value!r}")
+        found = self.value(value)
+        if isinstance(found, Source):
+            found = self.values[value] = self.load(found)
+        return found
+
+    def block(self, value: Any) -> Block:
+        found = self.loaded(value)
+        if isinstance(found, Flat):
+            raise Unsupported("a flat vector where a matrix is needed")
+        return found
+
+    def load(self, source: Source) -> Block | Flat:
+        own = [length for axis, length in enumerate(source.shape) if axis != source.tasks]
+        base = source.offset
+        if source.tasks is not None:
+            if math.prod(source.shape[: source.tasks]) != 1:
+                raise Unsupported("an axis before that of the tasks")
+            base = f"{base} + task * {math.prod(own)}"
+        if own == [self.dim]:
+            pieces, start = [], 0
+            for length, matrix in zip(self.lengths, self.pieces, strict=True):
+                pieces.append(self._fetch(source.pointer, f"{base} + {start}", [length], matrix))
+                start += length
+            return Flat(tuple(pieces))
+        return self._fetch(source.pointer, base, own, canonical(own))
+
+    def _fetch(self, pointer: str, base: str, shape: Sequence[int], matrix: tuple[int, int]) -> Block:
+        row, column = self.ranges(matrix)
+        at = f"{pointer} + {base} + {row} * {matrix[1]} + {column}"
+        return self.new(f"tl.load({at}, mask={self.inside(matrix)}, other=0.0)", shape, matrix, True)
+
+    # --- nodes
+
+    def value(self, node: Any) -> Any:
+        if node not in self.values:
+            self.values[node] = self.made(node)
+        return self.values[node]
+
+    def own_shape(self, node: Any) -> tuple[int, ...]:
+        """The shape without the axis of tasks."""
+        return tuple(length for length in node.meta["val"].shape if length != STAND_IN)
+
+    def made(self, node: Any) -> Any:
+        """What a node is in the kernel."""
+        target: Any = node.target
+        if node.op == "placeholder":
+            shape = tuple(node.meta["val"].shape)
+            axis = shape.index(STAND_IN) if STAND_IN in shape else None
+            return Source(f"in{self.inputs.index(node)}", shape, axis)
+        if node.op != "call_function":
+            raise Unsupported(node.op)
+        if target is operator.getitem:
+            return self.value(node.args[0])[node.args[1]]
+        if target is ATEN.split_with_sizes.default:
+            flat = self.loaded(node.args[0])
+            if not isinstance(flat, Flat) or list(node.args[1]) != self.lengths:
+                raise Unsupported("a split of something else than the parameters")
+            return flat.pieces
+        name = target.__name__.split(".")[0] if hasattr(target, "__name__") else str(target)
+        shape = self.own_shape(node)
+        if target in SAME:
+            return self.value(node.args[0])
+        if name in ("full_like", "ones_like", "zeros_like", "full", "scalar_tensor"):
+            filled = {"ones_like": 1.0, "zeros_like": 0.0}.get(name)
+            number = float(node.args[0] if name == "scalar_tensor" else node.args[1]) if filled is None else filled
+            return Block(repr(number), shape, (1, 1), False)
+        if isinstance(source := self.value(node.args[0]) if isinstance(node.args[0], fx.Node) else None, Source):
+            part = self._part(node, source)
+            if part is not None:
+                return part
+        if target in RESHAPES:
+            return self.reshaped(self.loaded(node.args[0]), shape)
+        if target is ATEN.expand.default:
+            return self.expanded(self.loaded(node.args[0]), shape)
+        if target is ATEN.permute.default:
+            return self.transposed(node)
+        if target is ATEN.bmm.default:
+            return self.product(self.block(node.args[0]), self.block(node.args[1]), shape)
+        if target is ATEN.cat.default:
+            return self.joined(node)
+        if target is ATEN.slice.Tensor:
+            return self.sliced(node)
+        if target in UNARY:
+            text, keeps = UNARY[target]
+            return self.pointwise(text, [node.args[0]], shape, keeps)
+        if name in BINARY:
+            if node.kwargs:
+                raise Unsupported(f"{target} with {node.kwargs}")
+            return self.pointwise(BINARY[name], node.args[:2], shape, name in STAY_CLEAN)
+        if target is ATEN.pow.Tensor_Scalar and node.args[1] in POWERS:
+            return self.pointwise(POWERS[node.args[1]], [node.args[0]], shape, node.args[1] > 0)
+        if target is ATEN.clamp.default:
+            return self.clamped(node, shape)
+        if target is ATEN.where.self:
+            return self.pointwise("tl.where({0}, {1}, {2})", node.args, shape, False)
+        if name in ("sum", "mean", "linalg_vector_norm", "amax"):
+            return self.reduced(node, name, shape)
+        raise Unsupported(str(target))
+
+    def _part(self, node: Any, source: Source) -> Source | None:
+        """A part of an argument that is only a place in memory: one of several steps, one of several numbers."""
+        if node.target is ATEN.select.int:
+            axis, index = node.args[1] % len(source.shape), node.args[2]
+            if axis == 0 and axis != source.tasks:
+                rest = source.shape[1:]
+                size = " * ".join("tasks" if length == STAND_IN else str(length) for length in rest) or "1"
+                tasks = None if source.tasks is None else source.tasks - 1
+                return Source(source.pointer, rest, tasks, f"{source.offset} + {index} * {size}")
+            raise Unsupported("a selection")
+        if node.target in RESHAPES and source.tasks in (None, 0):
+            shape = tuple(node.meta["val"].shape)
+            if source.tasks is None or (shape and shape[0] == STAND_IN):
+                return replace(source, shape=shape)
+        return None
+
+    def reshaped(self, value: Block | Flat, shape: tuple[int, ...]) -> Block | Flat:
+        if isinstance(value, Flat):
+            if math.prod(shape) != self.dim or len([n for n in shape if n != 1]) > 1:
+                raise Unsupported("a flat vector in another shape")
+            return value
+        if math.prod(value.shape) != math.prod(shape):
+            raise Unsupported("a reshape")
+        return replace(value, shape=shape)
+
+    def expanded(self, value: Block | Flat, shape: tuple[int, ...]) -> Block | Flat:
+        if isinstance(value, Flat) or value.shape == shape:
+            return value
+        return replace(self.fit(value, shape, canonical(shape)), shape=shape)
+
+    def fit(self, value: Block, shape: tuple[int, ...], matrix: tuple[int, int]) -> Block:
+        """A value as an operand of a result of this shape, held as this matrix: the same, or 1 where it is spread."""
+        if value.matrix in ((1, 1), matrix):
+            return value
+        wide = (1,) * (len(shape) - len(value.shape)) + value.shape
+        own = canonical(wide)
+        if math.prod(value.shape) == math.prod(shape):
+            want = matrix
+        elif matrix != canonical(shape):
+            raise Unsupported("a spread over a matrix in another form")
+        else:
+            long = [axis for axis, length in enumerate(shape) if length != 1]
+            if len(long) < 2:
+                want = own if long and wide[long[0]] != 1 else (1, 1)
+                want = matrix if want != (1, 1) else want
+            else:
+                want = (wide[long[0]], wide[long[1]])
+        if value.matrix == want:
+            return value
+        if value.matrix == want[::-1] and 1 in want:
+            return self.new(f"tl.trans({value.name})", value.shape, want, value.clean)
+        if all(have in (1, need) for have, need in zip(value.matrix, want, strict=True)):
+            return value  # spread already
+        raise Unsupported(f"{value.matrix} as {want}")
+
+    def pointwise(self, text: str, operands: Sequence[Any], shape: tuple[int, ...], keeps: bool) -> Block | Flat:
+        found = [self.loaded(operand) for operand in operands]
+        if any(isinstance(one, Flat) for one in found):
+            return self._of_flat(text, found, keeps)
+        blocks = [one for one in found if isinstance(one, Block)]
+        whole = [one for one in blocks if math.prod(one.matrix) == math.prod(shape)]
+        matrix = whole[0].matrix if whole else canonical(shape)
+        blocks = [self.fit(one, shape, matrix) for one in blocks]
+        rows, columns = (max(one.matrix[axis] for one in blocks) for axis in (0, 1))
+        clean = keeps and all(one.clean and one.matrix == (rows, columns) for one in blocks)
+        if keeps and text == BINARY["mul"] and not clean:  # zero times what is spread, if that is no padding itself
+            spread = [one for one in blocks if one.matrix != (rows, columns)]
+            clean = len(spread) == 1 and all(one.clean for one in blocks if one not in spread)
+        return self.new(text.format(*(one.name for one in blocks)), shape, (rows, columns), clean)
+
+    def _of_flat(self, text: str, found: Sequence[Block | Flat], keeps: bool) -> Flat:
+        pieces = []
+        for index, matrix in enumerate(self.pieces):
+            own = [one.pieces[index] if isinstance(one, Flat) else one for one in found]
+            if any(one.matrix not in ((1, 1), matrix) for one in own):
+                raise Unsupported("a flat vector with something that is none")
+            clean = keeps and all(one.clean for one in own if one.matrix == matrix)
+            clean = clean and (text == BINARY["mul"] or all(one.matrix == matrix for one in own))
+            names = [one.name for one in own]
+            pieces.append(self.new(text.format(*names), [self.lengths[index]], matrix, clean))
+        return Flat(tuple(pieces))
+
+    def clamped(self, node: Any, shape: tuple[int, ...]) -> Block | Flat:
+        low, high = (*node.args[1:], None, None)[:2]
+        text = "{0}"
+        text = text if low is None else f"tl.maximum({text}, {float(low)!r})"
+        text = text if high is None else f"tl.minimum({text}, {float(high)!r})"
+        return self.pointwise(text, [node.args[0]], shape, False)
+
+    def transposed(self, node: Any) -> Block:
+        value = self.block(node.args[0])
+        before, order = node.args[0].meta["val"].shape, list(node.args[1])
+        long = [axis for axis in order if before[axis] not in (1, STAND_IN)]
+        shape = self.own_shape(node)
+        if len(long) < 2 or long == sorted(long):
+            matrix = canonical(shape)
+            return replace(self.fit(replace(value, shape=shape), shape, matrix), shape=shape)
+        if value.matrix == (1, 1):
+            return replace(value, shape=shape)
+        rows, columns = value.matrix
+        return self.new(f"tl.trans({value.name})", shape, (columns, rows), value.clean)
+
+    def product(self, a: Block, b: Block, shape: tuple[int, ...]) -> Block:
+        (rows, inner), (_, columns) = a.shape[-2:], b.shape[-2:]
+        a, b = self.spread(a, (rows, inner)), self.spread(b, (inner, columns))
+        clean = a.clean and b.clean
+        if inner == 1:
+            return self.new(f"({a.name} * {b.name})", shape, (rows, columns), clean)
+        a, b = self.cleaned(a), self.cleaned(b)
+        if columns == 1:
+            return self.new(f"tl.sum({a.name} * tl.trans({b.name}), 1, keep_dims=True)", shape, (rows, 1), True)
+        if rows == 1:
+            return self.new(f"tl.sum(tl.trans({a.name}) * {b.name}, 0, keep_dims=True)", shape, (1, columns), True)
+        self.products += 1
+        if self.products > MOST_PRODUCTS:
+            raise Unsupported("too many products")
+        return self.new(f'tl.dot({a.name}, {b.name}, input_precision="{PRECISION}")', shape, (rows, columns), True)
+
+    def spread(self, value: Block, matrix: tuple[int, int]) -> Block:
+        """The same with no axis left to be spread."""
+        value = self.fit(value, matrix, matrix)
+        if value.matrix == matrix:
+            return value
+        full = f"[{padded(matrix[0])}, {padded(matrix[1])}]"
+        if value.matrix == (1, 1) and not value.name.startswith("v"):
+            return self.new(f"tl.full({full}, {value.name}, tl.float32)", matrix, matrix, False)
+        return self.new(f"tl.broadcast_to({value.name}, {full})", matrix, matrix, False)
+
+    def reduced(self, node: Any, name: str, shape: tuple[int, ...]) -> Block:
+        tensor = node.args[0].meta["val"]
+        dims = node.args[2] if name == "linalg_vector_norm" and len(node.args) > 2 else None
+        dims = node.args[1] if name != "linalg_vector_norm" and len(node.args) > 1 else dims
+        if name == "linalg_vector_norm" and len(node.args) > 1 and node.args[1] != 2:
+            raise Unsupported("another norm")
+        if not dims or node.kwargs:
+            raise Unsupported("a sum over everything")
+        axes = {axis % tensor.ndim for axis in dims}
+        if any(tensor.shape[axis] == STAND_IN for axis in axes):
+            raise Unsupported("a sum over the tasks")
+        value = self.loaded(node.args[0])
+        square = name == "linalg_vector_norm"
+        if isinstance(value, Flat):
+            if name == "amax":
+                raise Unsupported("a maximum of a flat vector")
+            cleaned = [self.cleaned(piece) for piece in value.pieces]
+            sums = [f"tl.sum({one.name} * {one.name})" if square else f"tl.sum({one.name})" for one in cleaned]
+            text, count = " + ".join(sums), self.dim
+        else:
+            long = [axis for axis, length in enumerate(tensor.shape) if length not in (1, STAND_IN)]
+            value = self.spread(value, canonical(self.own_shape(node.args[0]))) if len(long) == 2 else value
+            over = [index for index, axis in enumerate(long) if axis in axes]
+            count = math.prod(tensor.shape[axis] for axis in long if axis in axes)
+            if value.matrix == (1, 1):
+                text = {"sum": f"{value.name} * {float(count)}", "mean": value.name}.get(name, "")
+                if not text or (count > 1 and name == "mean" and value.name.startswith("v") is False):
+                    raise Unsupported("a reduction of a number")
+                return self.new(f"tl.full([1, 1], 0.0, tl.float32) + {text}", shape, (1, 1), False)
+            if not over:
+                return replace(value, shape=shape)
+            if name == "amax":
+                text = f"tl.where({self.inside(value.matrix)}, {value.name}, float('-inf'))"
+                kind = "tl.max"
+            else:
+                one = self.cleaned(value)
+                text, kind = (f"{one.name} * {one.name}" if square else one.name), "tl.sum"
+            if len(over) == len(long):
+                text = f"{kind}({text})"
+            else:
+                axis = over[0]
+                text = f"{kind}({text}, {axis}, keep_dims=True)"
+                text = f"{text} / {float(count)}" if name == "mean" else text
+                text = f"tl.sqrt({text})" if square else text
+                matrix = (1, value.matrix[1]) if axis == 0 else (value.matrix[0], 1)
+                return self.new(text, shape, matrix, name != "amax")
+        text = f"({text}) / {float(count)}" if name == "mean" else text
+        text = f"tl.sqrt({text})" if square else text
+        return self.new(f"tl.full([1, 1], 0.0, tl.float32) + {text}", shape, (1, 1), False)
+
+    def joined(self, node: Any) -> Flat:
+        parts = node.args[0]
+        if [math.prod(self.own_shape(part)) for part in parts] != self.lengths:
+            raise Unsupported("parts that are not the parameters'")
+        pieces = []
+        for part, matrix, length in zip(parts, self.pieces, self.lengths, strict=True):
+            pieces.append(self.spread(self.fit(self.block(part), (length,), matrix), matrix))
+        return Flat(tuple(replace(one, shape=(n,)) for one, n in zip(pieces, self.lengths, strict=True)))
+
+    def sliced(self, node: Any) -> Any:
+        value, length = self.loaded(node.args[0]), node.args[0].meta["val"].shape[node.args[1]]
+        _, start, end = (*node.args[1:], 0, length)[:3]
+        start, end = start or 0, min(end, length)
+        if (start, end) == (0, length):
+            return value
+        ends = [sum(self.lengths[: index + 1]) for index in range(len(self.lengths))]
+        if not isinstance(value, Flat) or end not in ends or len(node.args) > 4:
+            raise Unsupported("a slice")
+        index = ends.index(end)
+        if end - start != self.lengths[index]:
+            raise Unsupported("a slice across parameters")
+        return value.pieces[index]
+
+    # --- results
+
+    def store(self, pointer: str, value: Block | Flat, shape: tuple[int, ...]) -> None:
+        own = math.prod(shape)
+        if isinstance(value, Flat):
+            start = 0
+            for piece, length in zip(value.pieces, self.lengths, strict=True):
+                self._put(pointer, f"task * {own} + {start}", piece, piece.matrix)
+                start += length
+            return
+        self._put(pointer, f"task * {own}", self.fit(value, shape, canonical(shape)), canonical(shape))
+
+    def _put(self, pointer: str, base: str, value: Block, matrix: tuple[int, int]) -> None:
+        value = self.spread(value, matrix)
+        row, column = self.ranges(matrix)
+        at = f"{pointer} + {base} + {row} * {matrix[1]} + {column}"
+        self.lines.append(f"tl.store({at}, {value.name}, mask={self.inside(matrix)})")
+
+
+HEADER = """import triton
+import triton.language as tl
+from triton.language.extra import libdevice
+
+
+@triton.jit(do_not_specialize={names}, do_not_specialize_on_alignment={names})
+def kernel({arguments}, tasks):
+    task = tl.program_id(0)
+    {body}
+"""
+
+
+def source(graph: fx.GraphModule, sizes: Sequence[tuple[int, ...]]) -> tuple[str, list[fx.Node], fx.GraphModule]:
+    """The kernel's text, the nodes that it writes, and what makes the results of these and the inputs.
+
+    Raises:
+        Unsupported: an operator, a shape or a size has no place in a block.
+    """
+    graph.graph.eliminate_dead_code()
+    (results,) = next(node for node in graph.graph.nodes if node.op == "output").args
+    writer, written, late = _Writer(graph, sizes), {}, {}
+
+    def want(node: Any) -> None:
+        """Have the kernel write a node, or what it is made of where it joins tasks."""
+        if node in written or node in late or node.op == "placeholder":
+            return
+        shape = node.meta["val"].shape
+        if STAND_IN in shape and shape[0] == STAND_IN:
+            if node.meta["val"].dtype != torch.float32:
+                raise Unsupported("results that are no numbers")
+            value = writer.loaded(node)
+            writer.store(f"out{len(written)}", value, writer.own_shape(node))
+            written[node] = None
+            return
+        if node.op != "call_function" or any(STAND_IN in arg for arg in node.args if isinstance(arg, list | tuple)):
+            raise Unsupported("a result in another order")
+        for one in node.all_input_nodes:
+            want(one)
+        late[node] = None
+
+    for node in results:
+        want(node)
+    if not written:
+        raise Unsupported("no result of its own")
+    names = [f"in{i}" for i in range(len(writer.inputs))] + [f"out{i}" for i in range(len(written))]
+    body = "\n    ".join([*writer.index, *writer.lines])
+    rest = fx.Graph()
+    known = {node: rest.placeholder(node.name) for node in (*writer.inputs, *written)}
+    for node in late:
+        known[node] = rest.node_copy(node, known.__getitem__)
+    rest.output(tuple(known[node] for node in results))
+    text = HEADER.format(names=[*names, "tasks"], arguments=", ".join(names), body=body)
+    return text, list(written), fx.GraphModule(graph, rest)
+
+
+def build(
+    function: Callable[..., Sequence[Tensor]], examples: Sequence[Tensor], axes: Sequence[int | None], sizes: Sequence
+) -> Callable[..., tuple[Tensor, ...]]:
+    """A pure function of tensors as one kernel, and what joins tasks after it; for any number of tasks.
+
+    Args:
+        function: as ``inductor.compile_function`` takes it.
+        examples: its arguments, contiguous float32.
+        axes: of each argument the axis of tasks, or None.
+        sizes: shapes of the adapted parameters.
+
+    Raises:
+        Unsupported: it does not fit.
+    """
+    from torch._decomp import core_aten_decompositions
+    from torch._inductor.codecache import PyCodeCache
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    if any(example.dtype != torch.float32 for example in examples):
+        raise Unsupported("other numbers than float32")
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fakes = [
+            mode.from_tensor(example)
+            if axis is None
+            else torch.empty(
+                [STAND_IN if place == axis else length for place, length in enumerate(example.shape)],
+                device=example.device,
+            )
+            for example, axis in zip(examples, axes, strict=True)
+        ]
+        table: Any = core_aten_decompositions()
+        traced = make_fx(lambda *arguments: tuple(function(*arguments)), decomposition_table=table)(*fakes)
+    if any(node.op == "get_attr" for node in traced.graph.nodes):
+        raise Unsupported("a tensor that is closed over")
+    text, written, rest = source(traced, sizes)
+    kernel = PyCodeCache.load(text).kernel
+    shapes = [[length for length in node.meta["val"].shape if length != STAND_IN] for node in written]
+    (place, axis) = next((i, axis) for i, axis in enumerate(axes) if axis is not None)
+
+    def run(*arguments: Tensor) -> tuple[Tensor, ...]:
+        tasks = arguments[place].shape[axis]
+        outputs = [arguments[0].new_empty((tasks, *shape)) for shape in shapes]
+        kernel[(tasks,)](*arguments, *outputs, tasks, num_warps=WARPS)
+        return rest(*arguments, *outputs)
+
+    for found, expected in zip(run(*examples), function(*examples), strict=True):
+        size = float(expected.abs().nan_to_num().max())
+        if not torch.allclose(found, expected, rtol=CLOSE, atol=CLOSE * size, equal_nan=True):
+            raise Unsupported("other results than those of the operators")
+    return run
