@@ -24,7 +24,7 @@ class JaxMAML(JaxPeer):
 
     Attributes:
         form: of the compiled program. "map": a scan over steps in a loop over tasks; "vmap": a scan over steps of all
-            all tasks at once; "unrolled": no loop at all; "auto": see ``form_on``.
+            tasks at once; "unrolled": no loop at all; "auto": see ``form_on``.
         unroll: steps that one pass of the scan over steps makes.
     """
 

@@ -25,8 +25,9 @@ def needs(peer, device="cpu"):
     if library := library_of(peer):
         pytest.importorskip(library, reason=f"{library} is not installed; `make bench-peers` would")
         if device == "cuda" and library in ("diffrax", "jax"):
-            jax = pytest.importorskip("jax")
-            jax.extend.backend.clear_backends()  # a test on the CPU may have started JAX for the CPU alone
+            pytest.importorskip(
+                "jax.extend.backend"
+            ).clear_backends()  # a test on the CPU may have started JAX for the CPU alone
 
 
 def cosmixture(device="cpu"):
