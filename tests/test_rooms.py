@@ -28,7 +28,6 @@ TESTED_BY = {
     "amaml_core/ode/scheme": "amaml_core/ode/test_solve",
     "bench/peers/base": "bench/peers/test_peers",
     "bench/peers/eager_loop": "bench/peers/test_peers",
-    "bench/peers/jax_model": "bench/peers/test_peers",
     "bench/peers/jax_peers": "bench/peers/test_peers",
     "reports/sections/ratings": "reports/sections/test_training",
 }

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 import amaml_core as am
+from amaml_core.errors import first_line
 from amaml_core.methods.base import Estimator
 
 OK = am.Status("ok")
@@ -81,7 +82,7 @@ def imported(name: str) -> Any:
     """The outside module of this name.
 
     Raises:
-        InputError: it is not installed.
+        InputError: it is not installed, or not for this machine's other libraries.
     """
     try:
         return import_module(name)
@@ -89,11 +90,16 @@ def imported(name: str) -> Any:
         raise am.InputError(
             f"{name} is not installed; run `make bench-peers`, or `pip install 'amaml-bench[peers]'`."
         ) from error
+    except ImportError as error:  # such as an extension built for another torch
+        raise am.InputError(
+            f"{name} is installed but cannot be imported ({first_line(error).rstrip('.')}); install a build of it for "
+            f"torch {torch.__version__}."
+        ) from error
 
 
 def model_at(problem: am.MetaProblem, theta: Float[Tensor, " params"]) -> nn.Module:
-    """A copy of the model with θ in it."""
-    model = copy.deepcopy(problem.model)
+    """A copy of the model with θ in it, on θ's device and of its dtype."""
+    model = copy.deepcopy(problem.model).to(theta.device, theta.dtype)
     model.load_state_dict(problem.unflatten(theta))
     return model
 

@@ -10,14 +10,14 @@ from torch import Tensor
 
 import amaml_core as am
 from amaml_core.errors import positive_integer, positive_number
-from bench.peers.base import Peer, PeerGradient, imported
-from bench.peers.jax_model import compiled, convert
+from bench.peers.base import PeerGradient, imported
+from bench.peers.jax_model import JaxPeer, compiled, convert
 
 SOLVERS = {"bosh3": "Bosh3", "dopri5": "Dopri5", "dopri8": "Dopri8", "heun": "Heun", "tsit5": "Tsit5"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Diffrax(Peer):
+class Diffrax(JaxPeer):
     """diffrax: reverse mode through the steps of an adaptive solve of du/dt = −∇L_tr(u), checkpointed.
 
     Attributes:
@@ -57,7 +57,7 @@ class Diffrax(Peer):
         return "flow"
 
     def _prepare(self, problem: am.MetaProblem, theta: Tensor, tasks: am.TaskBatch) -> Callable[[], PeerGradient]:
-        made, dfx = convert(self.name, problem, theta, tasks), imported("diffrax")
+        made, dfx = convert(self, problem, theta, tasks), imported("diffrax")
         jax, np = made.jax, made.jax.numpy
         gradient = jax.grad(made.inner_loss)
 
@@ -92,4 +92,5 @@ class Diffrax(Peer):
             (_, (losses, solved)), grads = (graded if self.batched else jax.vmap(graded))(starts, *tasks)
             return losses, grads, solved
 
-        return compiled(made, update, f"The solver gave up (max_steps={self.max_steps}); raise it or the tolerances.")
+        remedy = f"The solver gave up (max_steps={self.max_steps}); raise it or the tolerances."
+        return compiled(self, made, update, remedy)

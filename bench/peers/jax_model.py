@@ -1,8 +1,13 @@
-"""For the peers that run in JAX: torch's models and losses as functions of flat parameters, and a compiled update."""
+"""For the peers that run in JAX: torch's models and losses as functions of flat parameters, and a compiled update.
+
+On CUDA matrix products and convolutions are of precision "highest", full float32 as torch's matrix products are; JAX's
+default there is TF32.
+"""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,12 +18,41 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 import amaml_core as am
-from bench.peers.base import PeerGradient, imported
+from amaml_core.errors import first_line
+from bench.peers.base import Peer, PeerGradient, imported
 
 Apply = Callable[[Any, Any], Any]
 """(flat parameters u ``[d]``, input ``[n, ...]``) -> output ``[n, ...]``, of JAX's arrays."""
 Take = Callable[[Tensor | None], Callable[[Any], Any]]
 """A parameter of the model -> the function that reads it from u; of a parameter that is not there, a zero."""
+
+ADDED = {"command_buffers": False, "unroll": 1}  # options that came later: named where they are not at their default
+COMMAND_BUFFERS = {
+    # XLA's own choice and WHILE, without which no loop is in a command buffer; names that jaxlib 0.10 to 0.11 know
+    "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,DYNAMIC_SLICE_FUSION,CONDITIONAL,WHILE",
+    "xla_gpu_graph_min_graph_size": 1,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class JaxPeer(Peer):
+    """A peer that runs in JAX.
+
+    Attributes:
+        command_buffers: CUDA only: XLA makes command buffers (CUDA graphs) of loops and of single kernels too. By
+            default it makes them of five kernels or more, inside the loops.
+    """
+
+    command_buffers: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.command_buffers, bool):
+            raise am.InputError(f"command_buffers={self.command_buffers!r} is neither true nor false.")
+
+    def options(self) -> dict[str, Any]:
+        """See ``Estimator.options``; those in ``ADDED`` only where they are not at their default."""
+        return {key: value for key, value in super().options().items() if key not in ADDED or value != ADDED[key]}
 
 
 @dataclass(frozen=True)
@@ -40,23 +74,43 @@ class JaxProblem:
     tasks: tuple[Any, Any, Any, Any]
 
 
-def convert(name: str, problem: am.MetaProblem, theta: Tensor, tasks: am.TaskBatch) -> JaxProblem:
-    """The same problem in JAX, for the peer of this name.
+def convert(peer: JaxPeer, problem: am.MetaProblem, theta: Tensor, tasks: am.TaskBatch) -> JaxProblem:
+    """The same problem in JAX on θ's device, for this peer.
 
     Raises:
-        InputError: JAX is not installed, θ is not on the CPU, or a layer or a loss has no counterpart here.
+        InputError: JAX is not installed or has no such device, an option is not for it, or a layer or a loss has no
+            counterpart here.
     """
     jax = imported("jax")
-    if theta.device.type != "cpu":
-        raise am.InputError(f"{name} runs on the CPU only; use --device cpu.")
-    # else JAX would pick a GPU that it finds, and cut float64 to float32; both hold for the process: one cell a worker
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_enable_x64", theta.dtype == torch.float64)
+    device = _device(jax, peer, theta.device)
+    jax.config.update("jax_enable_x64", theta.dtype == torch.float64)  # else float64 would be cut to float32
     apply = _network(jax, problem.model)
     losses = [_loss(jax, loss, apply, tasks) for loss in (problem.inner_loss, problem.outer_loss)]
     data = (tasks.support_x, tasks.support_y, tasks.query_x, tasks.query_y)
-    arrays = [jax.numpy.array(value.detach().numpy()) for value in (theta, *data)]
+    arrays = [jax.numpy.array(value.detach().cpu().numpy(), device=device) for value in (theta, *data)]
     return JaxProblem(jax, losses[0], losses[1], arrays[0], (arrays[1], arrays[2], arrays[3], arrays[4]))
+
+
+def _device(jax: Any, peer: JaxPeer, device: torch.device) -> Any:
+    # the settings hold for the process: one cell a worker
+    if device.type == "cpu":
+        if peer.command_buffers:  # the same program would be measured under two names
+            raise am.InputError(f"{peer.name} has command buffers on CUDA only; use --device cuda, or leave them out.")
+        jax.config.update("jax_platforms", "cpu")  # else JAX would pick a GPU that it finds
+        return jax.devices("cpu")[0]
+    if device.type != "cuda":
+        raise am.InputError(f"{peer.name} runs on the CPU and on CUDA only; use --device cpu or --device cuda.")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # read at JAX's start; else it takes 3/4 of a card
+    jax.config.update("jax_platforms", "cuda,cpu")
+    try:
+        found = jax.devices("cuda")
+    except RuntimeError as error:
+        told = first_line(error).rstrip(".")
+        raise am.InputError(
+            f"The JAX that is installed has no CUDA backend ({told}); install `jax[cuda13]`, or use --device cpu."
+        ) from error
+    jax.config.update("jax_default_matmul_precision", "highest")
+    return found[device.index or 0]
 
 
 @dataclass(frozen=True)
@@ -67,8 +121,8 @@ class JaxUpdate:
         run: the executable.
         arguments: what it is called with.
         remedy: for tasks that the executable calls unsolved.
-        allocated_bytes: temporaries and results as the compiler laid them out, since nothing else can read JAX's
-            allocator on the CPU; scratch space inside a library's kernel is not in it.
+        allocated_bytes: temporaries and results as the compiler laid them out, on either device, since nothing else can
+            read JAX's allocator on the CPU; scratch space inside a library's kernel is not in it.
     """
 
     run: Callable[..., Any] = field(repr=False)
@@ -77,8 +131,8 @@ class JaxUpdate:
     allocated_bytes: int
 
     def __call__(self) -> PeerGradient:
-        """Run it, to the end."""
-        # copied, for torch warns of arrays that it could not write to
+        """Run it, to the end: the results are waited for, and copied to the host."""
+        # copied on the CPU too, for torch warns of arrays that it could not write to
         losses, grads, solved = (torch.from_numpy(np.array(value)) for value in self.run(*self.arguments))
         out = PeerGradient.of(grads, losses)
         failed = am.Status("diverged", self.remedy)
@@ -86,10 +140,12 @@ class JaxUpdate:
         return PeerGradient(out.grad, out.query_loss, tuple(status))
 
 
-def compiled(made: JaxProblem, update: Callable[..., Any], remedy: str = "") -> JaxUpdate:
+def compiled(peer: JaxPeer, made: JaxProblem, update: Callable[..., Any], remedy: str = "") -> JaxUpdate:
     """``update(theta, *tasks) -> (query_loss [B], task_grads [B, d], solved [B])``, compiled for these shapes."""
     arguments = (made.theta, *made.tasks)
-    executable = made.jax.jit(update).lower(*arguments).compile()
+    # options of this one program: a name that XLA does not know is an exception here, but ends the process in XLA_FLAGS
+    settings = COMMAND_BUFFERS if peer.command_buffers else None
+    executable = made.jax.jit(update).lower(*arguments).compile(compiler_options=settings)
     memory = executable.memory_analysis()
     return JaxUpdate(executable, arguments, remedy, memory.temp_size_in_bytes + memory.output_size_in_bytes)
 

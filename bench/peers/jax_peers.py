@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import amaml_core as am
 from amaml_core.errors import positive_integer
-from bench.peers.base import Peer, PeerGradient
-from bench.peers.jax_model import JaxProblem, compiled, convert
+from bench.peers.base import PeerGradient
+from bench.peers.jax_model import JaxPeer, JaxProblem, compiled, convert
 
 Form = Literal["auto", "map", "vmap", "unrolled"]
 
@@ -19,17 +19,17 @@ UNROLLED = 16  # steps up to which a program without loops still compiles in a m
 
 
 @dataclass(frozen=True, kw_only=True)
-class JaxMAML(Peer):
+class JaxMAML(JaxPeer):
     """JAX: d/dθ L_val(u_K) by reverse mode through a jitted scan of K steps.
 
     Attributes:
         form: of the compiled program. "map": a scan over steps in a loop over tasks; "vmap": a scan over steps of all
-            tasks at once; "unrolled": no loop at all; "auto", for the CPU: "unrolled" up to ``UNROLLED`` steps of a
-            model with convolutions, which run several times slower inside a loop, else "map", where the residuals of
-            one task at a time are in the caches' reach.
+            tasks at once; "unrolled": no loop at all; "auto": see ``form_on``.
+        unroll: steps that one pass of the scan over steps makes.
     """
 
     form: Form = "auto"
+    unroll: int = 1
 
     name = "jax-maml"
     packages = ("jax", "jaxlib")
@@ -38,6 +38,9 @@ class JaxMAML(Peer):
         super().__post_init__()
         if self.form not in get_args(Form):
             raise am.InputError(f"form={self.form!r} is unknown; choose one of {', '.join(get_args(Form))}.")
+        positive_integer("unroll", self.unroll)
+        if self.form == "unrolled" and self.unroll > 1:
+            raise am.InputError(f'form="unrolled" has no loop for unroll={self.unroll}; drop one of them.')
 
     @property
     def target(self) -> am.Target:
@@ -45,7 +48,7 @@ class JaxMAML(Peer):
         return "unrolled"
 
     def _prepare(self, problem: am.MetaProblem, theta: Tensor, tasks: am.TaskBatch) -> Callable[[], PeerGradient]:
-        made, form = convert(self.name, problem, theta, tasks), self._form(problem)
+        made, form = convert(self, problem, theta, tasks), self.form_on(theta.device.type, problem)
         jax, descend = made.jax, self._descend(made, form)
 
         def adapted(theta: Any, task: Any) -> Any:
@@ -57,17 +60,25 @@ class JaxMAML(Peer):
             losses, grads = jax.lax.map(one, tasks) if form == "map" else jax.vmap(one)(tasks)
             return losses, grads, jax.numpy.ones(len(losses), bool)
 
-        return compiled(made, update)
+        return compiled(self, made, update)
 
-    def _form(self, problem: am.MetaProblem) -> Form:
+    def form_on(self, device: str, problem: am.MetaProblem) -> Form:
+        """The form; what "auto" is on a device of this type.
+
+        On a GPU "vmap", whose kernels are few and large. On the CPU "unrolled" up to ``UNROLLED`` steps of a model with
+        convolutions, which run several times slower inside a loop, else "map", where the residuals of one task at a
+        time are in the caches' reach; "map" too where ``unroll`` asks for a loop.
+        """
         if self.form != "auto":
             return self.form
+        if device != "cpu":
+            return "vmap"
         convolves = any(isinstance(module, nn.Conv2d) for module in problem.model.modules())
-        return "unrolled" if convolves and self.inner_steps <= UNROLLED else "map"
+        return "unrolled" if convolves and self.inner_steps <= UNROLLED and self.unroll == 1 else "map"
 
     def _descend(self, made: JaxProblem, form: Form) -> Callable[[Any, Any, Any], Any]:
         """(θ, x, y) -> u_K."""
-        return repeated(made, self._step(made), self.inner_steps, form)
+        return repeated(made, self._step(made), self.inner_steps, form, self.unroll)
 
     def _step(self, made: JaxProblem) -> Callable[[Any, Any, Any], Any]:
         gradient = made.jax.grad(made.inner_loss)
@@ -82,7 +93,7 @@ class JaxRematMAML(JaxMAML):
         form: as in ``JaxMAML``, but "auto" is "vmap": with little kept all tasks fit, and without a loop the compiler
             would lay out the memory of all steps side by side.
         segment: steps between two states that are kept. More than 1 nests two checkpointed scans, whose memory is
-            least near √K, at the price of one more way forward.
+            least near √K, at the price of one more way forward; ``unroll`` is of the inner one.
     """
 
     segment: int = 1
@@ -95,21 +106,24 @@ class JaxRematMAML(JaxMAML):
         if self.inner_steps % self.segment:
             raise am.InputError(f"segment={self.segment} does not divide inner_steps={self.inner_steps}; choose one.")
 
-    def _form(self, problem: am.MetaProblem) -> Form:
+    def form_on(self, device: str, problem: am.MetaProblem) -> Form:
+        """The form, where "auto" is "vmap" on any device."""
         return "vmap" if self.form == "auto" else self.form
 
     def _descend(self, made: JaxProblem, form: Form) -> Callable[[Any, Any, Any], Any]:
         # without a loop the compiler would merge the recomputation with what it recomputes
-        checkpoint = lambda step: made.jax.checkpoint(step, prevent_cse=form == "unrolled")  # noqa: E731
+        merges = form == "unrolled" or self.unroll > 1
+        checkpoint = lambda step: made.jax.checkpoint(step, prevent_cse=merges)  # noqa: E731
         step = checkpoint(self._step(made))
-        if self.segment > 1:
-            step = checkpoint(repeated(made, step, self.segment, form))
+        if self.segment == 1:
+            return repeated(made, step, self.inner_steps, form, self.unroll)
+        step = checkpoint(repeated(made, step, self.segment, form, self.unroll))
         return repeated(made, step, self.inner_steps // self.segment, form)
 
 
 def repeated(
-    made: JaxProblem, step: Callable[[Any, Any, Any], Any], count: int, form: Form
+    made: JaxProblem, step: Callable[[Any, Any, Any], Any], count: int, form: Form, unroll: int = 1
 ) -> Callable[[Any, Any, Any], Any]:
-    """``count`` times ``step(u, x, y)``: a scan, written out where the form wants no loop."""
-    unroll = count if form == "unrolled" else 1
+    """``count`` times ``step(u, x, y)``: a scan of ``unroll`` a pass, written out where the form wants no loop."""
+    unroll = count if form == "unrolled" else unroll
     return lambda u, x, y: made.jax.lax.scan(lambda u, _: (step(u, x, y), None), u, length=count, unroll=unroll)[0]

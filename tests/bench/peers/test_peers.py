@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 import amaml_core as am
 from bench.harness import worker
 from bench.peers import PEERS, create
+from bench.peers.base import imported, model_at
 from bench.probes import load, oracles
 from bench.problems import make_problem
 
@@ -20,17 +21,26 @@ def library_of(peer):
     return LIBRARIES.get(peer.split("-")[0])
 
 
-def needs(peer):
+def needs(peer, device="cpu"):
     if library := library_of(peer):
         pytest.importorskip(library, reason=f"{library} is not installed; `make bench-peers` would")
+        if device == "cuda" and library in ("diffrax", "jax"):
+            pytest.importorskip(
+                "jax.extend.backend"
+            ).clear_backends()  # a test on the CPU may have started JAX for the CPU alone
+
+
+def cosmixture(device="cpu"):
+    problem = make_problem("cosmixture", {"shots": 5, "queries": 5, "tasks": 2, "width": 4})
+    return problem.instance(0, 0, device=device)
 
 
 @pytest.fixture(scope="module")
 def instance():
-    return make_problem("cosmixture", {"shots": 5, "queries": 5, "tasks": 2, "width": 4}).instance(0, 0)
+    return cosmixture()
 
 
-def images(count=2):
+def images(count=2, device="cpu"):
     """A small network with every layer that the converter knows, and tasks of pictures for it."""
     torch.manual_seed(0)
     model = nn.Sequential(
@@ -48,7 +58,9 @@ def images(count=2):
     ).double()
     x, y = torch.randn(2, count, 6, 2, 5, 5, dtype=torch.float64), torch.arange(6).remainder(3).expand(2, count, 6)
     problem = am.MetaProblem(model, cross_entropy)
-    return problem, problem.initial_parameters(seed=1), am.TaskBatch(x[0], y[0], x[1], y[1])
+    theta, tasks = problem.initial_parameters(seed=1), am.TaskBatch(x[0], y[0], x[1], y[1])
+    model.to(device)
+    return problem, theta.to(device), tasks.to(device, theta.dtype)
 
 
 def reference(target, instance):
@@ -63,7 +75,10 @@ CASES = [
     ("jax-maml", {}, 1e-12),
     ("jax-maml", {"form": "vmap"}, 1e-12),
     ("jax-maml", {"form": "unrolled"}, 1e-12),
+    ("jax-maml", {"unroll": 2}, 1e-12),
     ("jax-remat-maml", {}, 1e-12),
+    ("jax-remat-maml", {"unroll": 2}, 1e-12),
+    ("jax-remat-maml", {"unroll": 2, "segment": 5}, 1e-12),
     ("jax-remat-maml", {"form": "map", "segment": 5}, 1e-12),
     ("jax-remat-maml", {"form": "unrolled"}, 1e-12),
     ("loop-maml", {}, 1e-12),
@@ -73,9 +88,13 @@ CASES = [
 
 @pytest.mark.parametrize(("peer", "options", "tolerance"), CASES, ids=lambda value: str(value))
 def test_a_peers_gradient_is_the_oracle_of_its_target(instance, peer, options, tolerance):
-    needs(peer)
+    agrees_with_its_oracle(instance, peer, options, tolerance)
+
+
+def agrees_with_its_oracle(instance, peer, options, tolerance, device="cpu"):
+    needs(peer, device)
     made = create(peer, inner_steps=STEPS, inner_lr=LR, **options)
-    update = made.prepare(*instance)
+    update = made.prepare(*cosmixture(device))
     first, out = update(), update()
     expected = reference(made.target, instance)
     torch.testing.assert_close(out.grad, expected, rtol=tolerance, atol=tolerance * float(expected.norm()))
@@ -97,9 +116,13 @@ LOOPS = [
 
 @pytest.mark.parametrize(("peer", "options"), LOOPS, ids=lambda value: str(value))
 def test_a_loop_by_hand_is_our_method(instance, peer, options):
+    agrees_with_our_method(instance, peer, options)
+
+
+def agrees_with_our_method(instance, peer, options, device="cpu"):
     theirs = create(peer, inner_steps=STEPS, inner_lr=LR, **options)
     ours = am.create_method(peer.removeprefix("loop-"), inner_steps=STEPS, inner_lr=LR, **options)
-    out, expected = theirs.prepare(*instance)(), ours.meta_gradient(*instance)
+    out, expected = theirs.prepare(*cosmixture(device))(), ours.meta_gradient(*instance)
     torch.testing.assert_close(out.grad, expected.grad, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(out.query_loss, expected.query_loss)
     assert theirs.target == ours.target
@@ -113,7 +136,11 @@ def test_the_imaml_loop_finds_the_stationary_gradient(instance):
 
 @pytest.mark.parametrize("peer", [peer for peer in PEERS if library_of(peer) or peer == "loop-maml"])
 def test_peers_take_networks_with_convolutions(peer):
-    needs(peer)
+    takes_convolutions(peer)
+
+
+def takes_convolutions(peer, device="cpu"):
+    needs(peer, device)
     made = create(peer, inner_steps=2, inner_lr=0.1, **({"rtol": 1e-9, "atol": 1e-9} if peer == "diffrax" else {}))
     problem, theta, tasks = images()
     if made.target == "flow":
@@ -121,7 +148,7 @@ def test_peers_take_networks_with_convolutions(peer):
     else:
         ours = am.create_method("maml", inner_steps=2, inner_lr=0.1)
     expected = ours.meta_gradient(problem, theta, tasks)
-    out = made.prepare(problem, theta, tasks)()
+    out = made.prepare(*images(device=device))()
     tolerance = 1e-4 if made.target == "flow" else 1e-10  # a flow through kinks is not smooth
     torch.testing.assert_close(out.grad, expected.grad, rtol=tolerance, atol=tolerance * float(expected.grad.norm()))
 
@@ -136,6 +163,19 @@ def test_a_missing_library_is_bad_input_and_a_skipped_row(instance, make_cell, m
         create(peer, inner_steps=1, inner_lr=0.1).prepare(*instance)
     answer = worker.run({"cell": make_cell(peer, "time").model_dump(), "threads": 1})
     assert (answer["status"], answer["reason"].split()[1:4]) == ("skipped", ["is", "not", "installed;"])
+
+
+def test_a_library_built_for_another_torch_is_bad_input(tmp_path, monkeypatch):
+    (tmp_path / "outside.py").write_text("raise ImportError('libtorch.so: undefined symbol')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(am.InputError, match=r"outside is installed but cannot be imported \(libtorch\.so: undefined"):
+        imported("outside")
+
+
+def test_a_peers_network_goes_where_theta_is_and_the_models_stays(instance):
+    problem, theta, _ = instance
+    assert {value.dtype for value in model_at(problem, theta.float()).parameters()} == {torch.float32}
+    assert {value.dtype for value in problem.model.parameters()} == {torch.float64}
 
 
 def test_the_registry_imports_no_outside_library():
@@ -196,6 +236,13 @@ def test_a_linear_layer_on_a_picture_is_refused_and_not_applied_to_the_wrong_axi
         ),
         ("diffrax", {"inner_steps": 1, "inner_lr": 0.1, "solver": "euler"}, "solver='euler' is unknown; choose one of"),
         ("diffrax", {"inner_steps": 1, "inner_lr": 0.1, "batched": 1}, "batched=1 is neither true nor false"),
+        ("diffrax", {"inner_steps": 1, "inner_lr": 0.1, "command_buffers": 1}, "command_buffers=1 is neither true nor"),
+        ("jax-maml", {"inner_steps": 1, "inner_lr": 0.1, "unroll": 0}, "unroll=0 is not a positive integer"),
+        (
+            "jax-maml",
+            {"inner_steps": 4, "inner_lr": 0.1, "form": "unrolled", "unroll": 2},
+            'form="unrolled" has no loop for unroll=2; drop one',
+        ),
         (
             "jaxx",
             {},
