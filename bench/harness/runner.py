@@ -70,9 +70,10 @@ class Plan:
     environments: dict[str, dict[str, Any]]
 
 
-def threads_for(probe: str) -> int:
-    """Torch threads of a worker: all cores where time is measured, else one, so that two workers can run at once."""
-    return environment.usable_cores() if probe in TIMED_PROBES else 1
+def threads_for(probe: str, device: str) -> int:
+    """Torch threads of a worker: all cores where it runs alone, to be timed or on CUDA, else one, for two may run."""
+    alone = probe in TIMED_PROBES or (device in KEPT_ON and probe not in RESUMED_PROBES)
+    return environment.usable_cores() if alone else 1
 
 
 def plan(sweep: str, cells: Sequence[Cell], store: Store, *, retry_failed: bool = False) -> Plan:
@@ -88,7 +89,7 @@ def plan(sweep: str, cells: Sequence[Cell], store: Store, *, retry_failed: bool 
     todo, done = [], []
     for cell in cells:
         if cell.probe not in environments:
-            environments[cell.probe] = environment.describe(cell.device, threads_for(cell.probe))
+            environments[cell.probe] = environment.describe(cell.device, threads_for(cell.probe, cell.device))
         key = environments[cell.probe][environment_key(cell.probe)]
         record = latest.get((cell.cell_id, version(cell.problem, cell.method, cell.probe), key))
         if record is not None and record.status in final:
@@ -210,7 +211,7 @@ def _run_cell(
     now = environment.moment(cell.device)
     request = {
         "cell": cell.model_dump(),
-        "threads": threads_for(cell.probe),
+        "threads": threads_for(cell.probe, cell.device),
         "plugins": {"named": plugins.modules, "beside": plugins.folders},
         "directory": str(_checkpoints(plan, store, cell)),
         "kept": kind is not None,

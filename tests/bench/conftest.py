@@ -34,7 +34,7 @@ def _own_cache(tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture
-def make_cell():
+def make_cell(device):
     def make(method="maml", probe="error", replicate=0, **options):
         return Cell(
             problem="cosmixture",
@@ -43,6 +43,7 @@ def make_cell():
             options={"inner_steps": 2, "inner_lr": 0.01, **options},
             probe=probe,
             replicate=replicate,
+            device=device,
         )
 
     return make
