@@ -10,7 +10,7 @@ QUICK ?=
 ACCEPT ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup peers test check graph zoo bench bench-accuracy bench-memory bench-peers bench-time bench-work-precision \
+.PHONY: help setup peers test test-cuda check graph zoo bench bench-accuracy bench-gpu bench-memory bench-peers bench-time bench-work-precision \
 	experiments gate report clean
 
 help: ## list the targets
@@ -29,6 +29,13 @@ setup: $(STAMP) ## make or refresh the environment in .venv
 
 test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+CUDA_TESTS = tests/amaml_core/methods/test_contract.py \
+	$(addprefix tests/bench/probes/test_,$(addsuffix .py,allocator counts error memory time)) \
+	'tests/bench/harness/test_worker.py::test_a_kept_worker_measures_what_fresh_ones_do_in_any_order[cuda]'
+
+test-cuda: $(STAMP) ## run the tests that take a device on a CUDA card, where there is one
+	$(BIN)/python -m pytest -n 2 --dist worksteal --device cuda $(CUDA_TESTS)
 
 check: $(STAMP) ## lint, format and type checks
 	$(BIN)/ruff check .
@@ -64,6 +71,10 @@ peers: $(PEERS) ## install the outside libraries that bench-peers compares with;
 bench-peers: $(PEERS) ## ours against TorchOpt, higher, JAX and diffrax, and the report
 	$(BIN)/amaml-bench run peers $(if $(DEVICE),--device $(DEVICE)) --out $(RESULTS)/peers
 	$(BIN)/amaml-report build $(RESULTS)/peers --out $(REPORT)
+
+bench-gpu: $(PEERS) ## ours and outside libraries on one CUDA card, in minutes, and the report
+	$(BIN)/amaml-bench run gpu --device cuda --out $(RESULTS)/gpu
+	$(BIN)/amaml-report build $(RESULTS)/gpu --out $(REPORT)
 
 bench-work-precision: $(PEERS) ## gradient error against seconds and bytes, over four horizons and two models
 	$(BIN)/amaml-bench run work_precision $(if $(DEVICE),--device $(DEVICE)) --out $(RESULTS)/work_precision

@@ -50,6 +50,15 @@ def load(named: Sequence[str] = (), beside: Sequence[str] = ()) -> None:
             modules.append(name)
 
 
+def packages() -> set[str]:
+    """The top-level packages that the registries' entries come from, ours among them."""
+    return {
+        _source(one).partition(".")[0].partition(":")[0]
+        for registry in REGISTRIES.values()
+        for one in registry.values()
+    }
+
+
 def _declared(entry: EntryPoint, group: str) -> dict[str, Any]:
     return {entry.name: entry.value if group == "probes" else entry.load()}
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 OURS = ("amaml_core", "bench")
 DIGITS = 12  # of a hash, in hexadecimal
+held: dict[Path, bytes] = {}
+"""What is in memory of files that may have changed since, see ``hold``."""
 STATEMENT_BEGINS = (None, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)  # right after one of these
 
 
@@ -38,7 +40,7 @@ def closure(modules: Collection[str], without: Collection[str] = ()) -> dict[str
     while waiting:
         name = waiting.pop()
         path = found[name] = only(name)[name]
-        for module, attribute in sorted(_uses(path.read_bytes(), name, path.name == "__init__.py")):
+        for module, attribute in sorted(_uses(_read(path), name, path.name == "__init__.py")):
             if module.partition(".")[0] in tops or attribute in tops:
                 waiting += _homes(module, attribute) - found.keys() - {*without, *waiting}
     return dict(sorted(found.items()))
@@ -60,10 +62,28 @@ def digest(files: dict[str, Path], *more: str) -> str:
     """The first ``DIGITS`` hex digits of the SHA-256 over these modules' names and code, and more texts."""
     hashed = hashlib.sha256()
     for name, path in files.items():
-        hashed.update(name.encode() + b"\0" + code(path.read_bytes()).encode() + b"\0")
+        hashed.update(name.encode() + b"\0" + code(_read(path)).encode() + b"\0")
     for text in more:
         hashed.update(text.encode() + b"\0")
     return hashed.hexdigest()[:DIGITS]
+
+
+def hold(packages: Collection[str] = ()) -> None:
+    """Have the modules that are loaded by now count as they are now, for the rest of this process.
+
+    Args:
+        packages: whose modules they are, besides ``OURS``.
+    """
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if name.partition(".")[0] in {*OURS, *packages} and file and file.endswith(".py"):
+            path = Path(file)
+            if path not in held and path.is_file():
+                held[path] = path.read_bytes()
+
+
+def _read(path: Path) -> bytes:
+    return held[path] if path in held else path.read_bytes()
 
 
 @lru_cache(maxsize=1024)
@@ -149,7 +169,7 @@ def _homes(module: str, name: str, asked: frozenset[tuple[str, str]] = frozenset
         return {module} if path else set()
     found = set()
     if (module, name) not in asked:  # two packages may take names of each other
-        for local, meant in _bindings(path.read_bytes(), module, True):
+        for local, meant in _bindings(_read(path), module, True):
             inner, _, last = meant.rpartition(".")
             if local == name or name == "*":
                 found |= _homes(inner, last, asked | {(module, name)})

@@ -24,7 +24,7 @@ from bench.probes import PROBES
 from bench.problems import make_problem, resolved_options
 from bench.records import Cell
 
-ENGINES = ("eager", "compiled")  # "auto" would hide which of them was measured
+ENGINES = ("eager", "graphed", "compiled")  # "auto" would hide which of them was measured
 SWEEPS = files("bench") / "sweeps"
 EXPERIMENTS = ("regression", "ratings")  # the sweeps train_NAME
 QUICK = {"seed": 1, "problem_options.outer_updates": 25, "engine": "eager"}  # compiling takes longer than these

@@ -92,6 +92,7 @@ def _run_here(cells: list[Cell], cell_id: str) -> None:
     found = [cell for cell in cells if cell.cell_id.startswith(cell_id)]
     if len(found) != 1:
         raise InputError(f"--cell {cell_id!r} fits {len(found)} cells; take one id from --dry-run.")
-    tell(found[0].label)
-    answer = worker.run({"cell": found[0].model_dump(), "threads": runner.threads_for(found[0].probe)})
+    (cell,) = found
+    tell(cell.label)
+    answer = worker.run({"cell": cell.model_dump(), "threads": runner.threads_for(cell.probe, cell.device)})
     out().print_json(data=answer)

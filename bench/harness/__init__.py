@@ -1,1 +1,1 @@
-"""Runs cells: what is left to do, one fresh process each, the machine they run on, how long it takes."""
+"""Runs cells: what is left to do, the processes for it, the machine they run on, how long it takes."""

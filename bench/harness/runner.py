@@ -1,12 +1,13 @@
-"""Runs cells: one fresh process each, every answer on the disk before the next cell starts, resumable at any moment."""
+"""Runs cells in other processes, every answer on the disk before the next cell starts, resumable at any moment."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, partial
@@ -16,13 +17,24 @@ from typing import Any, Protocol
 
 from bench import plugins
 from bench.harness import environment
-from bench.harness.local import COMMAND, Interrupt, Limits, ask, failed
+from bench.harness.local import COMMAND, Interrupt, Limits, Workers, failed
 from bench.harness.versions import benchmark_version, git_revision
-from bench.records import FINAL_STATUSES, TIMED_PROBES, Cell, Record, Store, canonical_json, environment_key
+from bench.peers import PEERS
+from bench.records import (
+    FINAL_STATUSES,
+    RESUMED_PROBES,
+    TIMED_PROBES,
+    Cell,
+    Record,
+    Store,
+    canonical_json,
+    environment_key,
+)
 
 EXCLUSIVE_PROBES = TIMED_PROBES | {"allocator", "memory"}  # these run alone; others run two at once
 SHARED_WORKERS = min(2, environment.usable_cores())
 UNREADABLE = "unreadable"  # the version of sources that no worker could have run
+KEPT_ON = frozenset({"cuda"})  # devices that a process takes seconds to open
 MEMORY_SHARE = 0.7  # of what is available, for all workers that run at once
 
 
@@ -58,9 +70,10 @@ class Plan:
     environments: dict[str, dict[str, Any]]
 
 
-def threads_for(probe: str) -> int:
-    """Torch threads of a worker: all cores where time is measured, else one, so that two workers can run at once."""
-    return environment.usable_cores() if probe in TIMED_PROBES else 1
+def threads_for(probe: str, device: str) -> int:
+    """Torch threads of a worker: all cores where it runs alone, to be timed or on CUDA, else one, for two may run."""
+    alone = probe in TIMED_PROBES or (device in KEPT_ON and probe not in RESUMED_PROBES)
+    return environment.usable_cores() if alone else 1
 
 
 def plan(sweep: str, cells: Sequence[Cell], store: Store, *, retry_failed: bool = False) -> Plan:
@@ -76,7 +89,7 @@ def plan(sweep: str, cells: Sequence[Cell], store: Store, *, retry_failed: bool 
     todo, done = [], []
     for cell in cells:
         if cell.probe not in environments:
-            environments[cell.probe] = environment.describe(cell.device, threads_for(cell.probe))
+            environments[cell.probe] = environment.describe(cell.device, threads_for(cell.probe, cell.device))
         key = environments[cell.probe][environment_key(cell.probe)]
         record = latest.get((cell.cell_id, version(cell.problem, cell.method, cell.probe), key))
         if record is not None and record.status in final:
@@ -97,6 +110,7 @@ def run(
     reporter: Reporter,
     say: Callable[[str], None],
     command: Sequence[str] = COMMAND,
+    kept_on: Collection[str] = KEPT_ON,
 ) -> tuple[list[Record], bool]:
     """Run a plan's cells and append a record for each.
 
@@ -111,6 +125,7 @@ def run(
         reporter: told of every start and finish.
         say: prints a sentence for people.
         command: what starts a worker; tests plant faulty ones.
+        kept_on: devices on which a worker measures one cell after the other, elsewhere each has a fresh one.
 
     Returns:
         The new records, and whether the run was interrupted.
@@ -133,10 +148,16 @@ def run(
                     records.append(record)
                     reporter.finished(record)
 
-    with store.writer() as writer, interrupt.caught(say), ThreadPoolExecutor(SHARED_WORKERS) as pool:
+    with (
+        store.writer() as writer,
+        interrupt.caught(say),
+        closing(Workers(command, interrupt)) as workers,
+        ThreadPoolExecutor(SHARED_WORKERS) as pool,
+    ):
         try:
             for cell in plan.todo:
-                alone = cell.probe in EXCLUSIVE_PROBES
+                kind = _kind(cell, kept_on)
+                alone = kind is not None or cell.probe in EXCLUSIVE_PROBES
                 collect(0 if alone else SHARED_WORKERS - 1)
                 if interrupt.count or time.monotonic() > deadline:
                     break
@@ -149,9 +170,9 @@ def run(
                     if interrupt.count:  # while it watched
                         break
                 reporter.started(cell)
-                limits = Limits(timeout_s, memory_bytes or _allowance(cell), deadline)
+                limits = Limits(timeout_s, memory_bytes or _allowance(alone), deadline)
                 tell = partial(reporter.progressed, cell)
-                pending[pool.submit(_run_cell, plan, store, cell, limits, command, interrupt, tell)] = cell
+                pending[pool.submit(_run_cell, plan, store, cell, limits, workers, kind, tell)] = cell
                 if alone:
                     collect(0)
             collect(0)
@@ -161,9 +182,20 @@ def run(
     return records, interrupt.count > 0
 
 
-def _allowance(cell: Cell) -> int:
-    at_once = 1 if cell.probe in EXCLUSIVE_PROBES else SHARED_WORKERS
-    return int(MEMORY_SHARE * environment.available_memory() / at_once)
+def _allowance(alone: bool) -> int:
+    return int(MEMORY_SHARE * environment.available_memory() / (1 if alone else SHARED_WORKERS))
+
+
+def _kind(cell: Cell, kept_on: Collection[str]) -> Hashable:
+    """Cells of one kind may have one worker in turn; None for a cell that has a fresh one.
+
+    An outside library may set what holds for a whole process (JAX its device and its precision, and it keeps the memory
+    that it took of the device), so that a worker serves one set of libraries, in one dtype. A training takes minutes
+    and more: nothing is gained there.
+    """
+    if cell.device not in kept_on or cell.probe in RESUMED_PROBES:
+        return None
+    return PEERS[cell.method].packages if cell.method in PEERS else (), cell.dtype
 
 
 def _run_cell(
@@ -171,22 +203,23 @@ def _run_cell(
     store: Store,
     cell: Cell,
     limits: Limits,
-    command: Sequence[str],
-    interrupt: Interrupt,
+    workers: Workers,
+    kind: Hashable,
     tell: Callable[[int, int], None],
 ) -> Record | None:
     started, began = datetime.now(UTC), time.perf_counter()
     now = environment.moment(cell.device)
     request = {
         "cell": cell.model_dump(),
-        "threads": threads_for(cell.probe),
+        "threads": threads_for(cell.probe, cell.device),
         "plugins": {"named": plugins.modules, "beside": plugins.folders},
         "directory": str(_checkpoints(plan, store, cell)),
+        "kept": kind is not None,
         # CUDA maps more address space than any limit, so that there the watch has to do
         "memory_limit_bytes": limits.memory_bytes if cell.device == "cpu" else None,
     }
     version, revision = _sources(cell)
-    answer = ask(request, limits, command, interrupt, tell)
+    answer = workers.ask(request, limits, kind, tell)
     if answer is None:
         return None
     # a worker tells of the sources as it found them, which may have changed since this one looked

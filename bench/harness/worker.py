@@ -1,8 +1,9 @@
-"""One cell, one fresh process: reads the cell from standard input, writes one JSON answer to a pipe."""
+"""A process that measures cells: reads one a line from standard input, writes one JSON answer a line to a pipe."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +39,24 @@ def main() -> None:
     """Entry point of ``python -m bench.harness.worker PIPE_FD PARENT_PID``."""
     pipe, parent = int(sys.argv[1]), int(sys.argv[2])
     _die_with(parent)
-    request = json.loads(sys.stdin.read())
-    with os.fdopen(pipe, "w") as answer:
+    with os.fdopen(pipe, "w") as answers:
 
         def tell(done: int, total: int) -> None:
-            print(json.dumps({"done": done, "total": total}), file=answer, flush=True)
+            print(json.dumps({"done": done, "total": total}), file=answers, flush=True)
 
-        json.dump(run(request, tell), answer, allow_nan=False)
+        for line in sys.stdin:
+            request = json.loads(line)
+            answer = run(request, tell)
+            if request.get("kept"):
+                let_go()  # before the answer: what fails here is this cell's doing, not the next one's
+            print(json.dumps(answer, allow_nan=False), file=answers, flush=True)
 
 
 def run(request: dict[str, Any], tell: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
-    """Measure one cell: ``{cell, threads, directory, memory_limit_bytes}`` -> a record's own fields.
+    """Measure one cell: ``{cell, threads, directory, memory_limit_bytes, kept}`` -> a record's own fields.
 
-    ``tell`` hears how far a long measurement has come.
+    ``tell`` hears how far a long measurement has come. Of a process that is ``kept`` for more cells the code in memory
+    counts, however old it is by now.
     """
     if limit := request.get("memory_limit_bytes"):
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
@@ -58,7 +65,7 @@ def run(request: dict[str, Any], tell: Callable[[int, int], None] = lambda done,
     import torch
 
     from amaml_core import InputError, ModelWarning
-    from bench import plugins, probes
+    from bench import plugins, probes, sources
     from bench.harness.versions import benchmark_version, git_revision
     from bench.problems import make_problem
     from bench.records import RESUMED_PROBES, Cell
@@ -68,8 +75,10 @@ def run(request: dict[str, Any], tell: Callable[[int, int], None] = lambda done,
     plugins.load(**request.get("plugins", {}))
     measure = probes.load(cell.probe)
     # what makes the number is loaded by now: whoever changes a source file from here on does not change it
+    if request.get("kept"):
+        sources.hold(plugins.packages())
     version = benchmark_version(cell.problem, cell.method, cell.probe)
-    own = {"benchmark_version": version, "git_revision": git_revision()}
+    own = {"benchmark_version": version, "git_revision": (_first_revision if request.get("kept") else git_revision)()}
     try:
         problem = make_problem(cell.problem, cell.problem_options)
         _, target = problem.resolve_method(cell.method, cell.options)
@@ -98,9 +107,34 @@ def run(request: dict[str, Any], tell: Callable[[int, int], None] = lambda done,
     return {"target": target, **own, **measured}
 
 
+def let_go() -> None:
+    """Drop all that a measurement leaves behind, so that the next one starts as a fresh process would."""
+    import torch
+
+    if "torch._inductor.codecache" in sys.modules:  # else it would be imported for this
+        from torch._inductor.codecache import PyCodeCache
+
+        torch.compiler.reset()
+        PyCodeCache.cache_clear()  # modules of compiled code, which hold its constants
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+        torch._C._cuda_clearCublasWorkspaces()  # pyright: ignore[reportAttributeAccessIssue]
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether this is the allocator's complaint."""
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
+
+
+@cache
+def _first_revision() -> str:
+    """The revision of the sources when this process first asked for it."""
+    from bench.harness.versions import git_revision
+
+    return git_revision()
 
 
 def _finite(value: float | list[float]) -> bool:

@@ -20,19 +20,19 @@ def _one_thread() -> None:
 
 
 @cache
-def _shared(name: str) -> oracles.Case:
-    return MAKE[name]()
+def _shared(name: str, device: str) -> oracles.Case:
+    return MAKE[name]().on(device)
 
 
 @pytest.fixture(params=MAKE)
-def case(request: pytest.FixtureRequest) -> oracles.Case:
+def case(request: pytest.FixtureRequest, device: str) -> oracles.Case:
     """Each of the two problems; shared by all tests, none of which may change it."""
-    return _shared(request.param)
+    return _shared(request.param, device)
 
 
 @pytest.fixture
-def regression() -> oracles.Case:
-    return _shared("regression")
+def regression(device: str) -> oracles.Case:
+    return _shared("regression", device)
 
 
 @pytest.fixture(scope="session")

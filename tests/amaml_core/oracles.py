@@ -47,6 +47,13 @@ class Case:
     def only(self, b: int) -> am.TaskBatch:
         return self.tasks[b : b + 1]
 
+    def on(self, device: str) -> "Case":
+        """The same there; its model moves along."""
+        if device == "cpu":
+            return self
+        problem = am.MetaProblem(self.model.to(device), self.loss)
+        return replace(self, problem=problem, theta=self.theta.to(device), tasks=self.tasks.to(device))
+
     def to(self, dtype: torch.dtype) -> "Case":
         problem = am.MetaProblem(self.model.to(dtype), self.loss)
         return replace(self, problem=problem, theta=self.theta.to(dtype), tasks=self.tasks.to(dtype=dtype))

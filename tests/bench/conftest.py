@@ -34,7 +34,7 @@ def _own_cache(tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture
-def make_cell():
+def make_cell(device):
     def make(method="maml", probe="error", replicate=0, **options):
         return Cell(
             problem="cosmixture",
@@ -43,6 +43,7 @@ def make_cell():
             options={"inner_steps": 2, "inner_lr": 0.01, **options},
             probe=probe,
             replicate=replicate,
+            device=device,
         )
 
     return make
@@ -70,61 +71,62 @@ def make_record(make_cell):
 
 STUB = """
 import json, os, sys, time
-request = json.loads(sys.stdin.read())
-method = request["cell"]["method"]
-with open(os.environ["AMAML_BENCH_TRACE"], "a") as trace:
-    trace.write(f"{method} {os.getpid()} start {time.monotonic()}\\n")
+def say(what):
+    with open(os.environ["AMAML_BENCH_TRACE"], "a") as trace:
+        trace.write(f"{method} {os.getpid()} {what} {time.monotonic()}\\n")
 def answer(**fields):
-    with os.fdopen(int(sys.argv[1]), "w") as pipe:
-        json.dump({"status": "ok", "reason": "", "metrics": {}, "samples": {}} | fields, pipe)
-if method == "hang":
-    time.sleep(600)
-elif method == "segfault":
-    os.kill(os.getpid(), 11)
-elif method == "realtime":
-    os.kill(os.getpid(), 35)
-elif method == "raise":
-    raise RuntimeError("the reason")
-elif method == "silent":
-    sys.exit(0)
-elif method == "hog":
-    kept = []
-    while True:
-        kept.append(b"x" * 10_000_000)
-elif method == "greedy":
-    import resource
-    resource.setrlimit(resource.RLIMIT_DATA, (request["memory_limit_bytes"],) * 2)
-    kept = [b"x" * 10_000_000 for _ in range(10_000)]
-elif method == "abort":
-    sys.stderr.write("terminate called\\n  what():  std::bad_alloc\\n"); sys.stderr.flush(); os.abort()
-elif method == "nan":
-    answer(metrics={"flops": float("nan")})
-elif method == "list":
-    os.write(int(sys.argv[1]), b"[]")
-elif method == "parent":
-    import subprocess
-    subprocess.Popen(["sleep", "60"])  # it inherits standard error
-    answer(metrics={"flops": 7})
-elif method == "wrong":
-    answer(status="fine")
-elif method == "torn":
-    os.write(int(sys.argv[1]), b'{"status": "o')
-elif method == "own":
-    answer(benchmark_version="of the worker", git_revision="abc+dirty")
-elif method == "noisy":
-    print("x" * 1_000_000); sys.stderr.write("y" * 1_000_000); answer(metrics={"flops": 1})
-elif method == "slow":
-    time.sleep(0.3); answer()
-elif method == "long":
-    pipe = os.fdopen(int(sys.argv[1]), "w")
-    for done in (10, 20):
-        print(json.dumps({"done": done, "total": 30}), file=pipe, flush=True)
-    print("not of our form", file=pipe, flush=True)
-    json.dump({"status": "ok", "reason": "", "metrics": {"flops": 3}, "samples": {}}, pipe); pipe.close()
-else:
-    answer(metrics={"flops": 7}, samples={"rel_error_flow": [0.5] * 20_000})
-with open(os.environ["AMAML_BENCH_TRACE"], "a") as trace:
-    trace.write(f"{method} {os.getpid()} end {time.monotonic()}\\n")
+    told = {"status": "ok", "reason": "", "metrics": {}, "samples": {}} | fields
+    os.write(int(sys.argv[1]), json.dumps(told).encode() + b"\\n")
+for line in sys.stdin:
+    request = json.loads(line)
+    method = request["cell"]["method"]
+    say("start")
+    if method == "hang":
+        time.sleep(600)
+    elif method == "segfault":
+        os.kill(os.getpid(), 11)
+    elif method == "realtime":
+        os.kill(os.getpid(), 35)
+    elif method == "raise":
+        raise RuntimeError("the reason")
+    elif method == "silent":
+        sys.exit(0)
+    elif method == "hog":
+        kept = []
+        while True:
+            kept.append(b"x" * 10_000_000)
+    elif method == "greedy":
+        import resource
+        resource.setrlimit(resource.RLIMIT_DATA, (request["memory_limit_bytes"],) * 2)
+        kept = [b"x" * 10_000_000 for _ in range(10_000)]
+    elif method == "abort":
+        sys.stderr.write("terminate called\\n  what():  std::bad_alloc\\n"); sys.stderr.flush(); os.abort()
+    elif method == "nan":
+        answer(metrics={"flops": float("nan")})
+    elif method == "list":
+        os.write(int(sys.argv[1]), b"[]")
+    elif method == "parent":
+        import subprocess
+        subprocess.Popen(["sleep", "60"])  # it inherits standard error
+        answer(metrics={"flops": 7})
+    elif method == "wrong":
+        answer(status="fine")
+    elif method == "torn":
+        os.write(int(sys.argv[1]), b'{"status": "o')
+    elif method == "own":
+        answer(benchmark_version="of the worker", git_revision="abc+dirty")
+    elif method == "noisy":
+        print("x" * 1_000_000); sys.stderr.write("y" * 1_000_000); answer(metrics={"flops": 1})
+    elif method == "slow":
+        time.sleep(0.3); answer()
+    elif method == "long":
+        for news in ({"done": 10, "total": 30}, {"done": 20, "total": 30}):
+            os.write(int(sys.argv[1]), json.dumps(news).encode() + b"\\n")
+        os.write(int(sys.argv[1]), b"not of our form\\n")
+        answer(metrics={"flops": 3})
+    else:
+        answer(metrics={"flops": 7}, samples={"rel_error_flow": [0.5] * 20_000})
+    say("end")
 """
 
 

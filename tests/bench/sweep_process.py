@@ -21,9 +21,9 @@ FORKS.set_forkserver_preload(["bench.harness.runner"])
 class SweepProcess:
     """Runs closed-form cells of these methods into a store; what it says comes a text at a time."""
 
-    def __init__(self, store, stub, methods, most_bytes=None):
+    def __init__(self, store, stub, methods, most_bytes=None, kept_on=()):
         self.told, theirs = FORKS.Pipe(duplex=False)
-        told = (theirs, dict(os.environ), store, stub, methods, most_bytes)
+        told = (theirs, dict(os.environ), store, stub, methods, most_bytes, kept_on)
         self.process = FORKS.Process(target=_sweep, args=told)
         self.process.start()
         theirs.close()
@@ -67,6 +67,7 @@ def _sweep(
     stub: Path,
     methods: list[str],
     most_bytes: int | None,
+    kept_on: tuple[str, ...],
 ) -> None:
     os.setsid()
     os.environ.update(environment)  # that of the test, not of the process that it was forked from
@@ -76,11 +77,9 @@ def _sweep(
     options = {"inner_steps": 1, "inner_lr": 0.1}
     cells = [Cell(problem="closed_form", method=method, options=options, probe="error") for method in methods]
     plan = runner.plan("test", cells, Store(store))
-    command = (sys.executable, str(stub))
+    how = {"command": (sys.executable, str(stub)), "kept_on": kept_on}
     try:
-        _, interrupted = runner.run(
-            plan, Store(store), timeout_s=60, reporter=_Say(told), say=told.send, command=command
-        )
+        _, interrupted = runner.run(plan, Store(store), timeout_s=60, reporter=_Say(told), say=told.send, **how)
     except OSError as error:
         told.send(str(error))
         sys.exit(1)

@@ -35,11 +35,12 @@ def test_horizon_stands_for_the_missing_one_of_steps_and_rate():
 
 
 def test_the_engine_is_that_which_a_cell_really_runs_in():
-    cells = expand(spec(method=["maml", "loop-maml"], engine=["eager", "compiled"]))
+    cells = expand(spec(method=["maml", "loop-maml"], engine=["eager", "graphed", "compiled"]))
     assert sorted((cell.method, cell.engine) for cell in cells) == [
         ("loop-maml", "own"),
         ("maml", "compiled"),
         ("maml", "eager"),
+        ("maml", "graphed"),
     ]
     options = {"ode": "logistic"}
     (cell,) = expand(spec(problem="closed_form", problem_options=options, method="adjoint", engine="compiled"))
@@ -92,7 +93,7 @@ def test_overrides_apply_to_every_grid():
         ({"problem": "cosmix"}, "cosmix"),
         ({"probe": "speed"}, "speed"),
         ({"dtype": "float16"}, "float16"),
-        ({"engine": "auto"}, "engine 'auto'; choose one of eager, compiled"),
+        ({"engine": "auto"}, "engine 'auto'; choose one of eager, graphed, compiled"),
         ({"problem_options": {"shot": 3}}, "shot"),
         ({"problem_options": {"shots": 0}}, "shots"),
         ({"problem": "closed_form", "problem_options": {"ode": "lorenz"}, "method": "adjoint"}, "lorenz"),

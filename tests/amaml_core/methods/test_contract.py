@@ -53,8 +53,8 @@ def run(case, name, options, **changes):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("make", [oracles.regression, oracles.classifier])
-def test_shapes_and_dtypes(name, options, make, dtype):
-    case = make().to(dtype)
+def test_shapes_and_dtypes(name, options, make, dtype, device):
+    case = make().on(device).to(dtype)
     method, out = create(name, options), run(case, name, options)
     tasks, dim = len(case.tasks), case.problem.dim
     assert {k: v.shape for k, v in out.grads.items()} == {"theta": (dim,)}
@@ -62,14 +62,15 @@ def test_shapes_and_dtypes(name, options, make, dtype):
     assert out.query_loss.shape == out.horizon.shape == (tasks,)
     assert (out.horizon_grad is None) == (method.target != "flow")
     values = [out.grad, out.task_grads, out.adapted, out.query_loss, out.horizon, out.horizon_grad]
-    assert {value.dtype for value in values if value is not None} == {dtype}
+    assert {(value.dtype, value.device.type) for value in values if value is not None} == {(dtype, device)}
     assert not any(value.requires_grad for value in values if value is not None)
     assert all(torch.isfinite(value).all() for value in values if value is not None)
     assert (len(out.status), method.target in TARGETS, set(out.status) <= STATUSES) == (tasks, True, True)
 
 
-def test_single_precision_is_close_to_double(name, options):
-    double, single = (run(oracles.regression().to(t), name, options) for t in (torch.float64, torch.float32))
+def test_single_precision_is_close_to_double(name, options, device):
+    made = (oracles.regression().on(device).to(dtype) for dtype in (torch.float64, torch.float32))
+    double, single = (run(case, name, options) for case in made)
     assert oracles.relative(single.task_grads.double(), double.task_grads) < 2e-2
 
 
@@ -155,8 +156,8 @@ def test_repeats_are_bit_equal(case, name, options):
     assert (one.stats, one.status) == (other.stats, other.status)
 
 
-def test_nothing_that_is_passed_in_is_changed(name, options):
-    case = oracles.regression()
+def test_nothing_that_is_passed_in_is_changed(name, options, device):
+    case = oracles.regression().on(device)
     theta = case.theta.clone().requires_grad_()
     t = case.tasks
     inputs = [theta, t.support_x, t.support_y, t.query_x, t.query_y, *case.model.parameters()]
@@ -175,11 +176,11 @@ def test_gradients_may_be_switched_off_around_it(regression, name, options):
     assert torch.equal(out.task_grads, run(regression, name, options).task_grads)
 
 
-def test_divergence_is_told_and_never_raised(name, options):
+def test_divergence_is_told_and_never_raised(name, options, device):
     def loss(prediction, target):  # descent on it has nowhere to end, and the numbers run out at the first step
         return 1e200 * ((prediction - target) ** 2).mean()
 
-    case = oracles.regression()
+    case = oracles.regression().on(device)
     case = replace(case, loss=loss, problem=am.MetaProblem(case.model, loss))
     changes = {} if options.get("variant") == "paper-hf" else {"inner_lr": 1e120}
     out = run(case, name, options, **changes)
@@ -199,14 +200,14 @@ def test_part_of_the_model_may_be_adapted(regression, name, options):
     assert all(torch.equal(v, frozen[k]) for k, v in regression.model.state_dict().items())
 
 
-def test_the_head_alone_is_a_linear_model(regression, name, options):
+def test_the_head_alone_is_a_linear_model(regression, name, options, device):
     """Adapting the last layer equals adapting a linear model on the features below it."""
     model, t = regression.model, regression.tasks
     part = am.MetaProblem(model, regression.loss, adapt=r"4\..*")
     theta = part.initial_parameters(seed=None)
     with torch.no_grad():
         features = am.TaskBatch(model[:4](t.support_x), t.support_y, model[:4](t.query_x), t.query_y)
-    linear = am.MetaProblem(nn.Linear(8, 1).double(), regression.loss)
+    linear = am.MetaProblem(nn.Linear(8, 1).double().to(device), regression.loss)
     found = create(name, options).meta_gradient(part, theta, t)
     expected = create(name, options).meta_gradient(linear, theta, features)
     assert oracles.relative(found.task_grads, expected.task_grads) < 1e-9

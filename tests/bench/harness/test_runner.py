@@ -7,6 +7,7 @@ import random
 import signal
 import time
 
+import psutil
 import pytest
 from sweep_process import SweepProcess
 
@@ -77,8 +78,8 @@ def test_exclusive_probes_run_alone_and_others_two_at_once(stub_bench, make_cell
 METHODS = [f"m{i}" for i in range(30)]
 
 
-def sweep_process(bench, most_bytes=None, methods=METHODS):
-    return SweepProcess(bench.store.directory, bench.stub, methods, most_bytes)
+def sweep_process(bench, most_bytes=None, methods=METHODS, kept_on=()):
+    return SweepProcess(bench.store.directory, bench.stub, methods, most_bytes, kept_on)
 
 
 def assert_goes_on(bench, methods=METHODS):
@@ -101,6 +102,32 @@ def test_killed_at_a_random_moment_nothing_finished_is_lost(stub_bench, seed):
     assert kept < len(METHODS)
     assert_goes_on(stub_bench)
     assert len(stub_bench.store.read()[0]) == len(METHODS)  # each cell once: nothing was measured twice
+
+
+def test_killed_with_a_kept_worker_nothing_finished_is_lost(stub_bench):
+    with sweep_process(stub_bench, kept_on=("cpu",)) as process:
+        for _ in range(12):
+            process.hear()
+        process.send_signal(signal.SIGKILL)
+    assert 0 < len(stub_bench.store.read()[0]) < len(METHODS)
+    assert_goes_on(stub_bench)
+    assert len(stub_bench.store.read()[0]) == len(METHODS)
+
+
+def test_a_kept_worker_ends_with_its_run_and_with_a_second_ctrl_c(stub_bench):
+    for methods, kept in ((["m0", "m1"], ["m0", "m1"]), (["m2", "hang", "m3"], ["m0", "m1", "m2"])):
+        with sweep_process(stub_bench, methods=methods, kept_on=("cpu",)) as process:
+            while "hang" in methods and "hang" not in stub_bench.trace.read_text():
+                time.sleep(0.02)
+            if "hang" in methods:
+                process.send_signal(signal.SIGINT)
+                time.sleep(0.3)
+                process.send_signal(signal.SIGINT)
+            process.hear_out(timeout=10)
+        assert process.returncode == (130 if "hang" in methods else 0)
+        assert sorted(record.cell.method for record in stub_bench.store.read()[0]) == kept
+        workers = {int(line.split()[1]) for line in stub_bench.trace.read_text().splitlines()}
+        assert not any(psutil.pid_exists(worker) for worker in workers)
 
 
 def test_ctrl_c_finishes_the_running_cells_and_says_so(stub_bench):

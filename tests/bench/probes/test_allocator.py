@@ -1,7 +1,9 @@
+import pytest
 from stand_ins import measured
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
+@pytest.mark.cpu_only(reason="CUDA's allocator keeps no log")
 def test_a_log_that_would_grow_too_long_is_not_written_and_the_row_says_so(make_cell, monkeypatch):
     monkeypatch.setattr("bench.probes.allocator.MAX_EVALUATIONS", 3)
     result = measured(make_cell, "allocator", "maml", inner_steps=2)

@@ -6,6 +6,8 @@ from stand_ins import measured
 @pytest.mark.parametrize("method", ["maml", "amaml", "fomaml", "imaml"])
 def test_counters_repeat_exactly(make_cell, probe, method):
     first, second = (measured(make_cell, probe, method).metrics for _ in range(2))
+    for metrics in (first, second):
+        metrics.pop("device_used_bytes", None)  # of the whole card, whoever uses it
     assert first == second
     assert all(isinstance(value, int) and value >= 0 for value in first.values())
 

@@ -10,8 +10,8 @@ from bench.probes.memory import LiveBytes
 N = 1000  # float64: 8,000 bytes
 
 
-def ones(grad=False):
-    return torch.ones(N, dtype=torch.float64, requires_grad=grad)
+def ones(grad=False, device="cpu"):
+    return torch.ones(N, dtype=torch.float64, requires_grad=grad, device=device)
 
 
 def chain(x):
@@ -60,6 +60,7 @@ def saved_after_a_death(x):
     return [c.requires_grad_() * c, d.requires_grad_() * d]
 
 
+@pytest.mark.cpu_only(reason="the profiler's log is of the CPU's allocator")
 @pytest.mark.parametrize(
     ("graph", "grad", "live", "saved", "allocated"),
     [
@@ -85,11 +86,11 @@ def test_both_readings_are_what_one_counts_by_hand(graph, grad, live, saved, all
     assert (tracker.live, tracker.saved) == (0, 0)
 
 
-def test_watching_a_graph_that_saves_its_results_does_not_keep_it_alive():
+def test_watching_a_graph_that_saves_its_results_does_not_keep_it_alive(device):
     """A node that owned a tensor that knows the node would never be freed, not even by the garbage collector."""
     with LiveBytes() as tracker:
         for _ in range(3):
-            x = ones(grad=True)
+            x = ones(grad=True, device=device)
             g = torch.autograd.grad(x.exp().sum(), x, create_graph=True)[0]
             torch.autograd.grad(g, x, torch.ones_like(x), retain_graph=True)
             del g, x
@@ -115,12 +116,15 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize(("method", "options"), VARIANTS)
-def test_tracker_and_allocator_agree_on_every_method(make_cell, method, options):
+def test_tracker_and_allocator_agree_on_every_method(make_cell, method, options, device):
     """Within 10 % is asked; on these networks they agree but for the 8 bytes of a Python number here and there."""
     tracked, told = (
         measured(make_cell, probe, method, inner_steps=6, **options).metrics for probe in ("memory", "allocator")
     )
-    assert tracked["peak_live_bytes"] == pytest.approx(told["peak_allocated_bytes"], rel=0.01)
+    if device == "cpu":
+        assert tracked["peak_live_bytes"] == pytest.approx(told["peak_allocated_bytes"], rel=0.01)
+    else:  # as requested, for blocks are rounded; kernels want scratch space too
+        assert tracked["peak_live_bytes"] == pytest.approx(told["peak_cuda_requested_bytes"], rel=0.1)
     assert 0 < tracked["peak_saved_bytes"] < tracked["peak_live_bytes"]
 
 
