@@ -32,9 +32,7 @@ def positive_number(name: str, value: object, *, or_zero: bool = False) -> None:
     if (
         not isinstance(value, int | float)
         or isinstance(value, bool)
-        or not math.isfinite(value)
-        or value < 0
-        or (value == 0 and not or_zero)
+        or not (0 < value < math.inf or (or_zero and value == 0))
     ):
         raise InputError(f"{name}={value!r} is not a {'non-negative' if or_zero else 'positive'} finite number.")
 
