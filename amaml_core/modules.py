@@ -88,37 +88,31 @@ def evaluate(
     leaves, structure = tree_flatten((prediction, y))
     each = [isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == len(mask) for leaf in leaves]
 
-    def of_one(*own: Tensor) -> Tensor:
-        rest = iter(own)
-        return _scalar(
-            loss(*tree_unflatten([next(rest)[None] if e else v for e, v in zip(each, leaves, strict=True)], structure))
-        )
+    def of_one(*own: Any) -> Tensor:
+        rows = [leaf[None] if one else leaf for leaf, one in zip(own, each, strict=True)]
+        return _scalar(loss(*tree_unflatten(rows, structure)))
 
-    examples = [leaf for leaf, one in zip(leaves, each, strict=True) if one]
     if batched:
-        values = vmap(of_one)(*examples)
+        values = vmap(of_one, in_dims=tuple(0 if one else None for one in each))(*leaves)
     else:
-        values = torch.stack([of_one(*row) for row in zip(*(leaf.unbind() for leaf in examples), strict=True)])
+        columns = [leaf.unbind() if one else [leaf] * len(mask) for leaf, one in zip(leaves, each, strict=True)]
+        values = torch.stack([of_one(*row) for row in zip(*columns, strict=True)])
     return torch.where(mask, values, 0).sum() / mask.sum()
 
 
 def _scalar(value: Any) -> Tensor:
-    if not isinstance(value, Tensor) or value.ndim:
-        if isinstance(value, Tensor):
-            raise InputError(
-                f'The loss returned shape {list(value.shape)}; it must return a scalar (reduction="mean").'
-            )
+    if not isinstance(value, Tensor):
         raise InputError(f"The loss returned {type(value).__name__}; it must return a tensor that holds one number.")
+    if value.ndim:
+        raise InputError(f'The loss returned shape {list(value.shape)}; it must return a scalar (reduction="mean").')
     return value
-
-
-def _floats(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
 
 
 def size(prediction: Tree, *_: Tree) -> Tensor:
     """A loss for a model of which only the predictions are wanted."""
-    return torch.stack([leaf.abs().square().sum() for leaf in tree_leaves(prediction) if _floats(leaf)]).sum()
+    leaves = [leaf for leaf in tree_leaves(prediction) if isinstance(leaf, Tensor)]
+    floats = [leaf for leaf in leaves if leaf.is_floating_point() or leaf.is_complex()]
+    return torch.stack([leaf.abs().square().sum() for leaf in floats]).sum()
 
 
 def reset(module: nn.Module) -> list[str]:
