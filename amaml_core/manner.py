@@ -78,19 +78,10 @@ def look(
 ) -> Manner:
     """One look at a model: its losses on two tasks, with two derivatives, one task after the other and by vmap.
 
-    The derivatives of the first task are held against central differences in float64, whoever wrote them: torch's own
-    are not always right. Where model or loss hold tensors of their own dtype this is left out.
-
-    Args:
-        call: with ``frozen`` in the place of the model's own; writes to nothing else of the caller's but ``data``.
-        exact: the same in float64.
-        itself: the module itself, see ``Itself``.
-        model: whose attributes are watched.
-        loss: that is called with it.
-        frozen: copies of what is not adapted, by name.
-        u: ``[B, d]``.
-        data: tree of tensors, each ``[B, ...]``.
-        vmaps: whether vmap is wanted where it is right.
+    The derivatives of the first task are held against central differences in float64 (``exact``), whoever wrote them:
+    torch's own are not always right. Where model or loss hold tensors of their own dtype this is left out. A call uses
+    ``frozen``, copies of what is not adapted, and writes to nothing else of the caller's but ``data``, a tree of
+    tensors ``[B, ...]``. Whether vmap is wanted where it is right is ``vmaps``.
 
     Raises:
         InputError: the loss depends on random numbers or on how often it was asked for, its parameters are written to,
@@ -131,11 +122,7 @@ def _agree(itself: Itself, u: Tensor, data: Any, plain: Derivatives) -> None:
 
 
 def _judge(exact: Call, manner: Manner, u: Tensor, data: Any, plain: Derivatives) -> None:
-    """Note what central differences in float64 say of the derivatives of one task.
-
-    Raises:
-        InputError: an autograd function of somebody's gives a wrong gradient.
-    """
+    """Note what central differences in float64 say of one task; refuse an autograd function that is wrong."""
     manner.first_order = plain.why
     widen = lambda value: value[:1].double() if value.is_floating_point() else value[:1]  # noqa: E731
     data = tree_map(widen, data)

@@ -16,11 +16,7 @@ WRITES = "The model writes to its own parameters in its forward pass; compute ch
 
 
 def refuse(error: BaseException) -> NoReturn:
-    """Tell of it.
-
-    Raises:
-        InputError: caused by it; what is one already, and a lack of memory, is raised as it is.
-    """
+    """Raise an ``InputError`` caused by it; what is one already, and a lack of memory, is raised as it is."""
     if isinstance(error, InputError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         raise error
     told = first_line(error)

@@ -67,16 +67,10 @@ def evaluate(
     batched: bool = False,
     copied: bool = False,
 ) -> Any:
-    """The loss of one task, or the prediction where there is none.
+    """The loss of one task, or the prediction where no loss is given.
 
-    Args:
-        model: as it is.
-        loss: of the prediction and y; the mean of it over single examples where there is a mask.
-        x: inputs.
-        y: targets.
-        mask: ``[n]``, the examples that count.
-        batched: whether vmap may be used.
-        copied: a copy of the model is called, which keeps the parameters that this one holds now.
+    Where there is a mask ``[n]`` it is the mean over the single examples that count, by vmap if ``batched``. If
+    ``copied``, a copy of the model is called, which keeps the parameters that this one holds now.
     """
     if copied:
         model = copy.deepcopy(model, {id(value): value for value in tensors(model).values()})
@@ -126,11 +120,7 @@ def reset(module: nn.Module) -> list[str]:
 
 
 def refuse_unusable(model: nn.Module) -> None:
-    """Refuse modules that cannot be called with other parameters than their own.
-
-    Raises:
-        InputError: naming the module and what to pass.
-    """
+    """An ``InputError`` for modules that cannot be called with other parameters than their own: what to pass."""
     for name, module in model.named_modules():
         kind = f"{type(module).__name__} {name!r}" if name else type(module).__name__
         if isinstance(module, torch.jit.ScriptModule):
@@ -148,11 +138,7 @@ def refuse_unusable(model: nn.Module) -> None:
 
 
 def refuse_stateful(model: nn.Module) -> None:
-    """Refuse modules that are in a mode in which they draw random numbers or remember.
-
-    Raises:
-        InputError: naming the module and the remedy.
-    """
+    """An ``InputError`` for modules in a mode in which they draw random numbers or remember: the remedy."""
     for name, module in model.named_modules():
         kind = f"{type(module).__name__} {name!r}" if name else type(module).__name__
         if isinstance(module, _NormBase) and module.track_running_stats and module.training:

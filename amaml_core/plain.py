@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from amaml_core.differences import repeats
-from amaml_core.modules import Loss, predict
+from amaml_core.modules import Loss, holding, predict
 from amaml_core.surroundings import by_parts, put_back, snapshot
 from amaml_core.tasks import Tree
 
@@ -76,23 +76,18 @@ def written(
 
     Adapted are the parameters of these names; losses that are modules are copied, and converted likewise.
     """
-    parameters = dict(model.named_parameters())
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
     before = {name: (value.data, value.requires_grad, value.grad) for name, value in parameters.items()}
-    places = [(part, name, value) for part in model.modules() for name, value in part._buffers.items()]
     cast = lambda value: value.detach().clone().to(dtype if value.is_floating_point() else None)  # noqa: E731
-    try:
-        for name, value in parameters.items():
-            value.data, value.grad = cast(value), None
-            value.requires_grad_(name in names)
-        new = {id(value): cast(value) for _, _, value in places if value is not None}  # what is shared stays so
-        for part, name, value in places:
-            part._buffers[name] = None if value is None else new[id(value)]
-        own = [copy.deepcopy(loss).to(dtype) if dtype and isinstance(loss, nn.Module) else loss for loss in losses]
-        adapted = [parameters[name] for name in names]
-        yield Plain(model, tuple(own), adapted, {name: value.clone() for name, value in model.named_buffers()})
-    finally:
-        for name, (data, wanted, grad) in before.items():
-            parameters[name].data, parameters[name].grad = data, grad
-            parameters[name].requires_grad_(wanted)
-        for part, name, value in places:
-            part._buffers[name] = value
+    own = [copy.deepcopy(loss).to(dtype) if dtype and isinstance(loss, nn.Module) else loss for loss in losses]
+    with holding(model, parameters | {name: cast(value) for name, value in buffers.items()}):
+        try:
+            for name, value in parameters.items():
+                value.data, value.grad = cast(value), None
+                value.requires_grad_(name in names)
+            now = {name: value.clone() for name, value in model.named_buffers()}
+            yield Plain(model, tuple(own), [parameters[name] for name in names], now)
+        finally:
+            for name, (data, wanted, grad) in before.items():
+                parameters[name].data, parameters[name].grad = data, grad
+                parameters[name].requires_grad_(wanted)

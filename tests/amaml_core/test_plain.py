@@ -62,3 +62,15 @@ def test_of_masked_examples_nothing_is_asked():
     with written(linear(), ["0.weight", "0.bias"], (mse_loss,)) as plain:
         some = plain.value(mse_loss, (X, Y, mask), torch.ones(3))
         assert torch.allclose(some, plain.value(mse_loss, (X[mask], Y[mask]), torch.ones(3)))
+
+
+def test_buffers_of_its_own_making_are_gone_and_shared_ones_are_shared():
+    model = linear()
+    model[1].register_buffer("too", model.seen)
+    with written(model, ["0.weight", "0.bias"], (mse_loss,), torch.float64):
+        assert model.seen is model[1].too
+        assert model.seen.dtype == torch.float64
+        model.register_buffer("new", torch.ones(1))
+    assert not hasattr(model, "new")
+    assert model.seen is model[1].too
+    assert model.seen.dtype == torch.float32
