@@ -11,6 +11,7 @@ from amaml_core.engine.eager import vector_jacobian
 
 # the best first; the more kinks, the shorter it takes to meet none
 STEPS = {torch.float64: (1e-6, 1e-8, 1e-9, 1e-5), torch.float32: (1e-2, 3e-2, 3e-3, 1e-1)}
+Function = Callable[[Tensor], Tensor]
 
 
 def off(found: Tensor, right: Tensor) -> float:
@@ -34,9 +35,7 @@ def beside(u: Tensor, share: float) -> Tensor:
     return u + share * _scale(u) * ripple(u)
 
 
-def slope_error(
-    value: Callable[[Tensor], Tensor], gradient: Tensor, u: Tensor, *, enough: float = 0.0, seed: int = 0
-) -> float:
+def slope_error(value: Function, gradient: Tensor, u: Tensor, *, enough: float = 0.0, seed: int = 0) -> float:
     """How far ⟨gradient, v⟩ is from the slope of a scalar function along v, relative to the gradient's norm.
 
     For random signs v (by the seed) that error has the size of the gradient's own. Where the gradient is exactly zero v
@@ -53,14 +52,7 @@ def slope_error(
     return _least(error, u, enough)
 
 
-def product_error(
-    gradient: Callable[[Tensor], Tensor],
-    product: Callable[[Tensor], Tensor],
-    u: Tensor,
-    *,
-    enough: float = 0.0,
-    seed: int = 0,
-) -> float:
+def product_error(gradient: Function, product: Function, u: Tensor, *, enough: float = 0.0, seed: int = 0) -> float:
     """How far ⟨w, ∂g/∂u v⟩ is from the change of the gradient along v, for random signs w and v, relative to its size.
 
     The product is w -> (∂g/∂u)ᵀ w: where something is detached the gradient's derivative is not symmetric, and this is
@@ -79,14 +71,14 @@ def product_error(
     return _least(error, u, enough)
 
 
-def gradient_at(value: Callable[[Tensor], Tensor], u: Tensor, *, keep: bool = False) -> tuple[Tensor, Tensor]:
+def gradient_at(value: Function, u: Tensor, *, keep: bool = False) -> tuple[Tensor, Tensor]:
     """A leaf in the place of u, and the gradient of a scalar function there, with its graph where it is kept."""
     with torch.enable_grad():
         at = u.detach().requires_grad_()
         return at, torch.autograd.grad(value(at), at, create_graph=keep)[0]
 
 
-def disagreements(value: Callable[[Tensor], Tensor], u: Tensor, enough: float) -> tuple[float, float]:
+def disagreements(value: Function, u: Tensor, enough: float) -> tuple[float, float]:
     """Both errors of what autograd makes of a scalar function at u; the second is zero where nothing depends on u."""
     at, first = gradient_at(value, u, keep=True)
     with torch.no_grad():

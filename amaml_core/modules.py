@@ -64,8 +64,8 @@ def evaluate(
     y: Tree = None,
     mask: Tensor | None = None,
     *,
-    batched: bool = False,
-    copied: bool = False,
+    batched: bool,
+    copied: bool,
 ) -> Any:
     """The loss of one task, or the prediction where no loss is given.
 

@@ -179,18 +179,9 @@ def train(
             files.write(state.made, state.packed())
     if files and (state.made % every or state.status != OK):
         files.write(state.made, state.packed())
-    return Training(
-        state.copy(),
-        torch.tensor(state.losses, dtype=torch.float64),
-        torch.tensor(state.seconds, dtype=torch.float64),
-        state.snapshots,
-        state.status,
-        state.converged,
-        state.not_converged,
-        notes,
-        state.validations,
-        state.best,
-    )
+    losses, seconds = (torch.tensor(values, dtype=torch.float64) for values in (state.losses, state.seconds))
+    ended = state.status, state.converged, state.not_converged, notes
+    return Training(state.copy(), losses, seconds, state.snapshots, *ended, state.validations, state.best)
 
 
 def _source(batch: Batches | Iterable[TaskBatch]) -> Callable[[int], TaskBatch | None]:
@@ -214,10 +205,7 @@ class _State:
     KEPT = ("validations", "best", "last_batch", "snapshots", "converged", "not_converged")  # as they are
 
     def __init__(
-        self,
-        start: Mapping[str, Tensor],
-        optimizer: Callable[[list[Tensor]], Optimizer],
-        scheduler: Callable[[Optimizer], LRScheduler] | None,
+        self, start: Mapping[str, Tensor], optimizer: Callable[..., Optimizer], scheduler: Callable[..., Any] | None
     ) -> None:
         self.meta = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
         self.optimizer = optimizer(list(self.meta.values()))
