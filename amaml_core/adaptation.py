@@ -87,43 +87,27 @@ def adaptation_curve(
     problem.check_theta(theta)
     size = problem.chunk_size or len(tasks)
     masks = [None] * len(tasks) if query_mask is None else list(query_mask.split(size))
-    parts = [
-        _one_chunk(problem, theta, chunk, inner_lr, wanted, measure or rmse, mask)
-        for chunk, mask in zip(tasks.chunks(size), masks, strict=False)
-    ]
-    errors, adapted = (torch.cat(values) for values in zip(*parts, strict=True))
-    return AdaptationCurve(tuple(wanted), errors, adapted)
-
-
-def _one_chunk(
-    problem: MetaProblem,
-    theta: Tensor,
-    tasks: TaskBatch,
-    lr: float,
-    wanted: Sequence[int],
-    measure: Measure,
-    mask: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    inner = InnerProblem(problem, theta, tasks)
-    u, h = inner.start(), theta.new_full((len(tasks), 1), lr)
-    errors = []
-    for before, after in pairwise([0, *wanted]):
-        for count in pieces(after - before, inner.per_call() or 1) if after > before else []:
-            (u,) = inner.run(Descend(count), u, h)
-        with torch.no_grad():
-            errors.append(measure(problem.predict(u, tasks.query_x), tasks.query_y, mask))
-    return torch.stack(errors, 1), u
+    errors, adapted = [], []
+    for chunk, mask in zip(tasks.chunks(size), masks, strict=False):
+        inner, there = InnerProblem(problem, theta, chunk), []
+        u, h = inner.start(), theta.new_full((len(chunk), 1), inner_lr)
+        for before, after in pairwise([0, *wanted]):
+            for count in pieces(after - before, inner.per_call() or 1) if after > before else []:
+                (u,) = inner.run(Descend(count), u, h)
+            with torch.no_grad():
+                there.append((measure or rmse)(problem.predict(u, chunk.query_x), chunk.query_y, mask))
+        errors.append(torch.stack(there, 1))
+        adapted.append(u)
+    return AdaptationCurve(tuple(wanted), torch.cat(errors), torch.cat(adapted))
 
 
 def rmse(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Float[Tensor, " tasks"]:
     """The root-mean-square error of each task, ``[B]``, over its examples and outputs; NaN where none count."""
     if not isinstance(prediction, Tensor) or not isinstance(target, Tensor) or prediction.shape != target.shape:
-        shapes = [
-            list(value.shape) if isinstance(value, Tensor) else type(value).__name__ for value in (prediction, target)
-        ]
+        told = lambda value: list(value.shape) if isinstance(value, Tensor) else type(value).__name__  # noqa: E731
         raise InputError(
-            f"rmse compares predictions {shapes[0]} with targets {shapes[1]}, which must be tensors of one shape; pass "
-            "measure=am.accuracy for class labels, or a measure of your own."
+            f"rmse compares predictions {told(prediction)} with targets {told(target)}, which must be tensors of one "
+            "shape; pass measure=am.accuracy for class labels, or a measure of your own."
         )
     return _mean((prediction - target).square(), mask).sqrt()
 
@@ -135,8 +119,7 @@ def accuracy(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> 
 
 def target_std(target: Tensor, mask: Tensor | None = None) -> Float[Tensor, " tasks"]:
     """The (population) standard deviation of each task's targets, ``[B]``: what its own mean as a guess would err."""
-    weights = torch.ones_like(target) if mask is None else _as_weights(mask, target)
-    mean = (target * weights).flatten(1).sum(1) / weights.flatten(1).sum(1)
+    mean = _mean(target.to(torch.result_type(target, 1.0)), mask)
     return _mean((target - mean.view(-1, *[1] * (target.ndim - 1))).square(), mask).sqrt()
 
 
@@ -152,9 +135,5 @@ def nrmse(errors: Tensor, scale: Tensor | float) -> Tensor:
 def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return values.flatten(1).mean(1)
-    weights = _as_weights(mask, values)
+    weights = mask.view(*mask.shape, *[1] * (values.ndim - 2)).expand_as(values).to(values.dtype)
     return (values * weights).flatten(1).sum(1) / weights.flatten(1).sum(1)
-
-
-def _as_weights(mask: Tensor, values: Tensor) -> Tensor:
-    return mask.view(*mask.shape, *[1] * (values.ndim - 2)).expand_as(values).to(values.dtype)

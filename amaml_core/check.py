@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from amaml_core.differences import product_error, slope_error
-from amaml_core.errors import InputError
+from amaml_core.differences import beside, off, product_error, repeats, slope_error
+from amaml_core.errors import InputError, first_line
 from amaml_core.inner import InnerProblem
 from amaml_core.looked import Looked
 from amaml_core.mistakes import MISTAKES
@@ -24,6 +25,19 @@ from amaml_core.tasks import TaskBatch, Tree
 TASKS = 2  # whose derivatives are held against central differences
 # relative errors that are too large: of gradients against torch.autograd, of slopes and products against differences
 TOLERANCE = {torch.float64: (1e-7, 1e-4, 1e-3), torch.float32: (1e-3, 5e-2, 5e-2)}
+AUTOGRAD = (
+    "torch.autograd of the model itself; usual causes: the model or the loss keeps or closes over tensors of its own "
+    "that it writes to, or branches on what it was called with."
+)
+SLOPE = (
+    "central differences of the model itself; usual causes: detach(), .data or no_grad in the model or the loss, a "
+    "straight-through estimator, or an autograd function whose backward is wrong."
+)
+PRODUCT = (
+    "central differences of the model's own gradient; usual causes: an autograd function whose backward is not "
+    "differentiable (NumPy, .data, detach, once_differentiable), or parts that run again on the way back, as in "
+    "torch.utils.checkpoint."
+)
 
 
 @dataclass(frozen=True)
@@ -61,8 +75,8 @@ def check(problem: MetaProblem, theta: Float[Tensor, " params"], tasks: TaskBatc
         tasks: all of them are compared with ``torch.autograd``, two with differences.
 
     Raises:
-        InputError: a derivative is off, two calls differ, or a call changes the data or the model. It names which
-            check, how far off, and the usual causes.
+        InputError: a derivative is off, two calls differ, a call changes the data or the model, or a float64 model
+            holds tensors of another dtype. It names which check, how far off, and the usual causes.
 
     Example:
         >>> import torch, amaml_core as am
@@ -74,20 +88,18 @@ def check(problem: MetaProblem, theta: Float[Tensor, " params"], tasks: TaskBatc
     problem.check_theta(theta)
     problem = problem.with_engine("eager")
     _check_promises(problem, theta, tasks)
-    dtype, notes = torch.float64, ()
-    try:
-        with written(problem.model, problem.names, (problem.inner_loss, problem.outer_loss), dtype) as plain:
-            found = _compare(problem, plain, theta, tasks)
-    except _DtypeError as error:
+    plainly = partial(written, problem.model, problem.names, (problem.inner_loss, problem.outer_loss))
+    dtype, notes = torch.float64, problem.notes
+    with plainly(dtype) as plain:
+        own = _own_dtype(plain, theta.to(dtype), tasks.to(dtype=dtype))
+    if own:
+        if theta.dtype == dtype:
+            raise InputError(f"Model or loss hold tensors of another dtype than {dtype} ({own}); convert them to it.")
         dtype = theta.dtype
-        notes = (f"Model or loss hold tensors of their own dtype ({error}): checked in {dtype}, and less closely.",)
-        with written(problem.model, problem.names, (problem.inner_loss, problem.outer_loss), dtype) as plain:
-            found = _compare(problem, plain, theta, tasks)
-    return Check(*found, dtype, (*problem.notes, *notes))
-
-
-class _DtypeError(Exception):
-    """Model or loss hold tensors of their own dtype."""
+        told = f"Model or loss hold tensors of their own dtype ({own}): checked in {dtype}, and less closely."
+        notes = (*notes, told)
+    with plainly(dtype) as plain:
+        return Check(*_compare(problem, plain, theta.detach().to(dtype), tasks.to(dtype=dtype)), dtype, notes)
 
 
 def _check_promises(problem: MetaProblem, theta: Tensor, tasks: TaskBatch) -> None:
@@ -96,87 +108,62 @@ def _check_promises(problem: MetaProblem, theta: Tensor, tasks: TaskBatch) -> No
     state = {name: value.clone() for name, value in tensors(problem.model).items()}
     inner = InnerProblem(problem, theta, tasks)
     first, second = (torch.cat([inner.gradient(inner.start()), inner.query_gradient(inner.start())[1]]) for _ in "12")
-    if not torch.equal(first, second) and not (first.is_cuda and torch.allclose(first, second)):
-        if bool(torch.isfinite(first).all()):
-            raise InputError(
-                f"Two calls give gradients {_off(second, first):.0%} apart; draw no random numbers in model or loss, "
-                "and keep no state in them."
-            )
+    if not bool(torch.isfinite(first).all()):
         raise InputError("The gradient at theta is not finite; mend the model, the loss or the start.")
+    if not repeats(first, second):
+        raise InputError(
+            f"Two calls give gradients {off(second, first):.0%} apart; draw no random numbers in model or loss, and "
+            "keep no state in them."
+        )
     for kept, now in ((data, tasks.tensors()), (state, tensors(problem.model))):
         if changed := [name for name, value in kept.items() if not torch.equal(value, now[name])]:
             raise InputError(f"A call of the model changes {changed[0]}; compute a changed copy instead.")
 
 
-def _compare(problem: MetaProblem, plain: Plain, theta: Tensor, tasks: TaskBatch) -> tuple[float, float, float | None]:
-    dtype = plain.parameters[0].dtype
-    too_far = TOLERANCE.get(dtype, TOLERANCE[torch.float32])
+def _own_dtype(plain: Plain, u: Tensor, tasks: TaskBatch) -> str:
+    """How model or inner loss tell that they cannot be had in the dtype of u; empty where they can."""
+    try:
+        found = plain.value(plain.losses[0], _one(tasks.support, 0), u).dtype
+    except MISTAKES as error:
+        return first_line(error) if "dtype" in str(error) or "expected scalar type" in str(error) else ""
+    return "" if found == u.dtype else f"the loss is {found}"
+
+
+def _compare(problem: MetaProblem, plain: Plain, u: Tensor, tasks: TaskBatch) -> tuple[float, float, float | None]:
+    near, sloped, curved = TOLERANCE.get(u.dtype, TOLERANCE[torch.float32])
     mine = copy.copy(problem)
     mine.inner_loss, mine.outer_loss, mine._looked = *plain.losses, Looked()
-    start, tasks = theta.detach().to(dtype), tasks.to(dtype=dtype)
-    ripple = torch.cos(torch.arange(len(start), dtype=dtype, device=start.device))
-    start = start + 1e-3 * (start.square().mean().sqrt() + 1e-2) * ripple  # off the kinks that zeros lie on
-    try:
-        found = plain.loss_at(plain.losses[0], _one(tasks.support, 0), start).dtype
-    except MISTAKES as error:
-        if "dtype" in str(error) or "expected scalar type" in str(error):
-            raise _DtypeError(str(error).splitlines()[0]) from error
-    else:
-        if dtype == torch.float64 != found:
-            raise _DtypeError(f"the loss is {found}")
+    start = beside(u, 1e-3)
     inner = InnerProblem(mine, start, tasks)
-    gradients = inner.gradient(inner.start()), inner.query_gradient(inner.start())[1]
-    worst_gradient = worst_slope = 0.0
+    found = inner.gradient(inner.start()), inner.query_gradient(inner.start())[1]
+    gradients, slopes, products = [0.0], [0.0], [0.0]
     for number, (which, data) in enumerate((("inner", tasks.support), ("outer", tasks.query))):
+        loss = plain.losses[number]
         for task in range(len(tasks)):
-            own, found = plain.gradient(plain.losses[number], _one(data, task), start), gradients[number][task]
-            off = _off(found, own)
-            worst_gradient = max(worst_gradient, off)
-            if not off <= too_far[0]:
-                raise InputError(
-                    f"Task {task}'s gradient of the {which} loss is {off:.1%} off torch.autograd of the model itself; "
-                    "usual causes: the model or the loss keeps or closes over tensors of its own that it writes to, or "
-                    "branches on what it was called with."
-                )
-            if task >= TASKS:
-                continue
-            value = partial(plain.loss_at, plain.losses[number], _one(data, task))
-            off = slope_error(value, own, start, enough=too_far[1], seed=task)
-            worst_slope = max(worst_slope, off)
-            if not (off <= too_far[1] or inner.manners[number].detached):  # which is told
-                raise InputError(
-                    f"The gradient of the {which} loss is {off:.1%} off central differences of the model itself; usual "
-                    "causes: detach(), .data or no_grad in the model or the loss, a straight-through estimator, or an "
-                    "autograd function whose backward is wrong."
-                )
+            one = _one(data, task)
+            own = plain.gradient(loss, one, start)
+            error = off(found[number][task], own)
+            gradients.append(_held(error, near, f"Task {task}'s gradient of the {which} loss", AUTOGRAD))
+            if task < TASKS:
+                error = slope_error(partial(plain.value, loss, one), own, start, enough=sloped, seed=task)
+                most = inf if inner.manners[number].detached else sloped  # which is told
+                slopes.append(_held(error, most, f"The gradient of the {which} loss", SLOPE))
     if inner.manners[0].first_order:
-        return worst_gradient, worst_slope, None
-    worst_product = 0.0
+        return max(gradients), max(slopes), None
     for task in range(min(TASKS, len(tasks))):
         alone = InnerProblem(mine, start, tasks[task : task + 1])
-        point = alone.linearize(alone.start())
-        data = _one(tasks.support, task)
-        off = product_error(
-            partial(plain.gradient, plain.losses[0], data),
-            lambda v, point=point: point.hvp(v.unsqueeze(0)).squeeze(0),
-            start,
-            enough=too_far[2],
-            seed=task,
-        )
-        worst_product = max(worst_product, off)
-        if not off <= too_far[2]:
-            raise InputError(
-                f"A Hessian-vector product of the inner loss is {off:.1%} off central differences of the model's own "
-                "gradient; usual causes: an autograd function whose backward is not differentiable (NumPy, .data, "
-                "detach, once_differentiable), or parts that run again on the way back, as in torch.utils.checkpoint."
-            )
-    return worst_gradient, worst_slope, worst_product
+        hvp = alone.linearize(alone.start()).hvp
+        gradient = partial(plain.gradient, plain.losses[0], _one(tasks.support, task))
+        error = product_error(gradient, lambda v, hvp=hvp: hvp(v[None])[0], start, enough=curved, seed=task)
+        products.append(_held(error, curved, "A Hessian-vector product of the inner loss", PRODUCT))
+    return max(gradients), max(slopes), max(products)
+
+
+def _held(error: float, most: float, what: str, right: str) -> float:
+    if not error <= most:
+        raise InputError(f"{what} is {error:.1%} off {right}")
+    return error
 
 
 def _one(data: tuple[Tree, ...], task: int) -> tuple[Tree, ...]:
     return tree_map(lambda value: value[task], data)
-
-
-def _off(value: Tensor, right: Tensor) -> float:
-    size = right.norm().clamp_min(torch.finfo(right.dtype).tiny)
-    return float((value - right).norm() / size)

@@ -22,15 +22,10 @@ DAMAGE = (BadZipFile, RuntimeError, EOFError, OSError, UnpicklingError, KeyError
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The newest ``KEPT`` states of a training, a file each, replaced as a whole and fsynced.
-
-    Attributes:
-        directory: of the files.
-        settings: what a state must agree with to be gone on from, name -> value.
-    """
+    """The newest ``KEPT`` states of a training, a file each, replaced as a whole and fsynced."""
 
     directory: Path
-    settings: Mapping[str, str]
+    settings: Mapping[str, str]  # what a state must agree with to be gone on from, name -> value
 
     def _files(self) -> list[Path]:
         """Newest first."""

@@ -13,28 +13,18 @@ class InputError(ValueError):
 
 
 def positive_integer(name: str, value: object) -> int:
-    """A positive integer, NumPy's too, as Python's; anything else is refused.
-
-    Raises:
-        InputError: naming the option.
-    """
+    """A positive integer, NumPy's too, as Python's; anything else is an ``InputError`` that names the option."""
     if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
         raise InputError(f"{name}={value!r} is not a positive integer.")
     return int(value)
 
 
 def positive_number(name: str, value: object, *, or_zero: bool = False) -> None:
-    """Refuse anything but a finite positive number (or zero, where that means something).
-
-    Raises:
-        InputError: naming the option.
-    """
+    """An ``InputError`` that names the option for anything but a finite positive number, or zero where that is one."""
     if (
         not isinstance(value, int | float)
         or isinstance(value, bool)
-        or not math.isfinite(value)
-        or value < 0
-        or (value == 0 and not or_zero)
+        or not (0 < value < math.inf or (or_zero and value == 0))
     ):
         raise InputError(f"{name}={value!r} is not a {'non-negative' if or_zero else 'positive'} finite number.")
 

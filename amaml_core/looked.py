@@ -14,17 +14,12 @@ from amaml_core.modules import Loss
 
 @dataclass
 class Looked:
-    """What is known of how a problem's model is called, shared by all copies of the problem.
+    """What is known of how a problem's model is called, shared by all copies of the problem."""
 
-    Attributes:
-        manners: by loss, modes and kind of tensor; the losses are kept, for they are known by their identity.
-        notes: sentences that were told.
-        reads: what model and losses read besides their arguments, at each look.
-    """
-
+    # by loss, modes and kind of tensor; the losses are kept, for they are known by their identity
     manners: dict[Hashable, tuple[Loss | None, Manner]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    reads: list[dict[str, Hashable]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # that were told
+    reads: list[dict[str, Hashable]] = field(default_factory=list)  # by model and losses, at each look
 
     def state(self, reads: dict[str, Hashable]) -> int:
         """The number of what model and loss read now; of what changes time and again that of the last one looked at."""

@@ -64,19 +64,13 @@ def evaluate(
     y: Tree = None,
     mask: Tensor | None = None,
     *,
-    batched: bool = False,
-    copied: bool = False,
+    batched: bool,
+    copied: bool,
 ) -> Any:
-    """The loss of one task, or the prediction where there is none.
+    """The loss of one task, or the prediction where no loss is given.
 
-    Args:
-        model: as it is.
-        loss: of the prediction and y; the mean of it over single examples where there is a mask.
-        x: inputs.
-        y: targets.
-        mask: ``[n]``, the examples that count.
-        batched: whether vmap may be used.
-        copied: a copy of the model is called, which keeps the parameters that this one holds now.
+    Where there is a mask ``[n]`` it is the mean over the single examples that count, by vmap if ``batched``. If
+    ``copied``, a copy of the model is called, which keeps the parameters that this one holds now.
     """
     if copied:
         model = copy.deepcopy(model, {id(value): value for value in tensors(model).values()})
@@ -88,37 +82,31 @@ def evaluate(
     leaves, structure = tree_flatten((prediction, y))
     each = [isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == len(mask) for leaf in leaves]
 
-    def of_one(*own: Tensor) -> Tensor:
-        rest = iter(own)
-        return _scalar(
-            loss(*tree_unflatten([next(rest)[None] if e else v for e, v in zip(each, leaves, strict=True)], structure))
-        )
+    def of_one(*own: Any) -> Tensor:
+        rows = [leaf[None] if one else leaf for leaf, one in zip(own, each, strict=True)]
+        return _scalar(loss(*tree_unflatten(rows, structure)))
 
-    examples = [leaf for leaf, one in zip(leaves, each, strict=True) if one]
     if batched:
-        values = vmap(of_one)(*examples)
+        values = vmap(of_one, in_dims=tuple(0 if one else None for one in each))(*leaves)
     else:
-        values = torch.stack([of_one(*row) for row in zip(*(leaf.unbind() for leaf in examples), strict=True)])
+        columns = [leaf.unbind() if one else [leaf] * len(mask) for leaf, one in zip(leaves, each, strict=True)]
+        values = torch.stack([of_one(*row) for row in zip(*columns, strict=True)])
     return torch.where(mask, values, 0).sum() / mask.sum()
 
 
 def _scalar(value: Any) -> Tensor:
-    if not isinstance(value, Tensor) or value.ndim:
-        if isinstance(value, Tensor):
-            raise InputError(
-                f'The loss returned shape {list(value.shape)}; it must return a scalar (reduction="mean").'
-            )
+    if not isinstance(value, Tensor):
         raise InputError(f"The loss returned {type(value).__name__}; it must return a tensor that holds one number.")
+    if value.ndim:
+        raise InputError(f'The loss returned shape {list(value.shape)}; it must return a scalar (reduction="mean").')
     return value
-
-
-def _floats(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
 
 
 def size(prediction: Tree, *_: Tree) -> Tensor:
     """A loss for a model of which only the predictions are wanted."""
-    return torch.stack([leaf.abs().square().sum() for leaf in tree_leaves(prediction) if _floats(leaf)]).sum()
+    leaves = [leaf for leaf in tree_leaves(prediction) if isinstance(leaf, Tensor)]
+    floats = [leaf for leaf in leaves if leaf.is_floating_point() or leaf.is_complex()]
+    return torch.stack([leaf.abs().square().sum() for leaf in floats]).sum()
 
 
 def reset(module: nn.Module) -> list[str]:
@@ -132,11 +120,7 @@ def reset(module: nn.Module) -> list[str]:
 
 
 def refuse_unusable(model: nn.Module) -> None:
-    """Refuse modules that cannot be called with other parameters than their own.
-
-    Raises:
-        InputError: naming the module and what to pass.
-    """
+    """An ``InputError`` for modules that cannot be called with other parameters than their own: what to pass."""
     for name, module in model.named_modules():
         kind = f"{type(module).__name__} {name!r}" if name else type(module).__name__
         if isinstance(module, torch.jit.ScriptModule):
@@ -154,11 +138,7 @@ def refuse_unusable(model: nn.Module) -> None:
 
 
 def refuse_stateful(model: nn.Module) -> None:
-    """Refuse modules that are in a mode in which they draw random numbers or remember.
-
-    Raises:
-        InputError: naming the module and the remedy.
-    """
+    """An ``InputError`` for modules in a mode in which they draw random numbers or remember: the remedy."""
     for name, module in model.named_modules():
         kind = f"{type(module).__name__} {name!r}" if name else type(module).__name__
         if isinstance(module, _NormBase) and module.track_running_stats and module.training:

@@ -54,11 +54,11 @@ def put_back(kept: Mapping[nn.Module, dict[str, tuple[Any, Any]]]) -> bool:
     """The attributes as they were; whether any was not."""
     changed = False
     for module, attributes in kept.items():
-        now = vars(module)
-        if now.keys() != attributes.keys() or any(now[name] is not value for name, (value, _) in attributes.items()):
+        now, before = vars(module), {name: value for name, (value, _) in attributes.items()}
+        if not _same(now, before):
             changed = True
             now.clear()
-            now.update({name: value for name, (value, _) in attributes.items()})
+            now.update(before)
         for name, (value, held) in attributes.items():
             if _holds(name, value) and not _same(value, held):
                 changed = True

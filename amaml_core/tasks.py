@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -83,9 +83,8 @@ class TaskBatch:
             sizes = {name: named[name].shape[1] for name in (f"{part}_x", f"{part}_y") if name in named}
             self._agree("number of examples", sizes)
             self._check_mask(f"{part}_mask", getattr(self, f"{part}_y"))
-        if inputs := {
-            name: named[name] for name in ("support_x", "query_x") if {"support_x", "query_x"} <= named.keys()
-        }:
+        inputs = {name: named[name] for name in ("support_x", "query_x") if name in named}  # none where they are trees
+        if len(inputs) == 2:
             self._agree("dtype", {name: value.dtype for name, value in inputs.items()})
             self._agree("input shape", {name: tuple(value.shape[2:]) for name, value in inputs.items()})
         if self.horizon is not None:
@@ -114,12 +113,8 @@ class TaskBatch:
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name: ``support_x``, or ``support_x['image']`` where it is a dict, …."""
-        named = {field.name: getattr(self, field.name) for field in fields(self)}
-        found = {}
-        for name, value in named.items():
-            if value is not None:
-                found |= {name + keystr(path): leaf for path, leaf in tree_leaves_with_path(value)}
-        return found
+        there = {name: value for name, value in vars(self).items() if value is not None}
+        return {name + keystr(path): leaf for name in there for path, leaf in tree_leaves_with_path(there[name])}
 
     @property
     def support(self) -> tuple[Tree, ...]:
@@ -154,8 +149,7 @@ class TaskBatch:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> TaskBatch:
         """The batch of what a function makes of each of its tensors."""
-        named = {field.name: getattr(self, field.name) for field in fields(self)}
-        return TaskBatch(**{n: v if v is None else tree_map(function, v) for n, v in named.items()})
+        return TaskBatch(**{n: v if v is None else tree_map(function, v) for n, v in vars(self).items()})
 
 
 Batches = Callable[[int], TaskBatch]

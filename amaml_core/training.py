@@ -131,15 +131,16 @@ def train(
     problem = problem.planning(updates)
     start = method.initial_meta_parameters(problem) if meta is None else meta
     start = dict(start) if isinstance(start, Mapping) else {"theta": start}
-    state, source = _State(start, optimizer, scheduler), _Source(batch)
+    state, source = _State(start, optimizer, scheduler), _source(batch)
     files, notes = None, ()
     if directory is not None and (first := source(0)) is not None:
-        settings = _settings(method, problem, start, first, state.optimizer, scheduler)
+        settings = state.settings(method, problem, first)
         files = Checkpoints(directory, settings | {"xi": str(xi), "clip_norm": str(clip_norm)})
         there, notes = files.read(next(iter(state.meta.values())).device)
         if there is not None:
             state.restore(there)
-            if state.made and _digest_of(source(state.made - 1)) != state.last_batch:
+            again = source(state.made - 1) if state.made else None
+            if state.made and (again is None or _digest(again.tensors()) != state.last_batch):
                 raise InputError(
                     f"{directory} holds a training whose batch at update {state.made - 1} was another; give it the "
                     "same batches, or choose another directory."
@@ -148,7 +149,6 @@ def train(
         raise InputError(f"{directory} holds a training of {state.made} updates; ask for no fewer than those.")
     if state.made == 0 and 0 in snapshots:
         state.snapshots[0] = state.copy()
-    last: TaskBatch | None = None
     while state.made < updates and state.status == OK and not state.converged:
         if patience is not None and state.since_best >= patience:
             notes = (*notes, f"{patience} validations brought nothing better after update {state.made}.")
@@ -174,50 +174,38 @@ def train(
         if validate is not None and state.made % validate_every == 0:
             state.validated(float(validate(state.copy())))
         on_update(state.made, state.losses[-1])
-        last = tasks
+        state.last = tasks
         if files and state.made % every == 0:
-            files.write(state.made, state.packed(last))
+            files.write(state.made, state.packed())
     if files and (state.made % every or state.status != OK):
-        files.write(state.made, state.packed(last))
-    return Training(
-        state.copy(),
-        torch.tensor(state.losses, dtype=torch.float64),
-        torch.tensor(state.seconds, dtype=torch.float64),
-        state.snapshots,
-        state.status,
-        state.converged,
-        state.not_converged,
-        notes,
-        state.validations,
-        state.best,
-    )
+        files.write(state.made, state.packed())
+    losses, seconds = (torch.tensor(values, dtype=torch.float64) for values in (state.losses, state.seconds))
+    ended = state.status, state.converged, state.not_converged, notes
+    return Training(state.copy(), losses, seconds, state.snapshots, *ended, state.validations, state.best)
 
 
-class _Source:
-    """Batches by number, also those of an iterable, which is gone through once: the last one is kept."""
+def _source(batch: Batches | Iterable[TaskBatch]) -> Callable[[int], TaskBatch | None]:
+    """Batches by number; of an iterable, gone through once, none before the last one, and None where it has ended."""
+    if callable(batch):
+        return batch
+    rest, at, last = iter(batch), -1, None
 
-    def __init__(self, batch: Batches | Iterable[TaskBatch]) -> None:
-        self._of = batch if callable(batch) else None
-        self._rest = iter(()) if callable(batch) else iter(batch)
-        self._at, self._last = -1, None
+    def source(update: int) -> TaskBatch | None:
+        nonlocal at, last
+        while at < update:
+            at, last = at + 1, next(rest, None)
+        return last
 
-    def __call__(self, update: int) -> TaskBatch | None:
-        """The batch of an update, no earlier than the last one; None where there are no more."""
-        if self._of is not None:
-            return self._of(update)
-        while self._at < update:
-            self._at, self._last = self._at + 1, next(self._rest, None)
-        return self._last
+    return source
 
 
 class _State:
     """All that changes from update to update."""
 
+    KEPT = ("validations", "best", "last_batch", "snapshots", "converged", "not_converged")  # as they are
+
     def __init__(
-        self,
-        start: Mapping[str, Tensor],
-        optimizer: Callable[[list[Tensor]], Optimizer],
-        scheduler: Callable[[Optimizer], LRScheduler] | None,
+        self, start: Mapping[str, Tensor], optimizer: Callable[..., Optimizer], scheduler: Callable[..., Any] | None
     ) -> None:
         self.meta = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
         self.optimizer = optimizer(list(self.meta.values()))
@@ -226,6 +214,7 @@ class _State:
         self.scheduler = scheduler(self.optimizer) if scheduler else None
         self.validations: dict[int, float] = {}
         self.best: dict[str, Tensor] | None = None
+        self.last: TaskBatch | None = None  # and its digest, or that of the one before the training went on
         self.last_batch = ""
         self.losses: list[float] = []
         self.seconds: list[float] = []
@@ -273,23 +262,36 @@ class _State:
             for name, value in self.meta.items():
                 value.copy_(meta[name])
 
-    def packed(self, last: TaskBatch | None) -> dict[str, Any]:
+    def settings(self, method: MetaGradientMethod, problem: MetaProblem, first: TaskBatch) -> dict[str, str]:
+        """What a checkpoint must agree with to be gone on from, at the start."""
+        groups = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        inner = InnerProblem(problem.with_engine("eager"), self.meta["theta"], first)
+        with torch.no_grad():
+            losses = inner.loss(inner.start()), inner.query_loss(inner.start())
+        return {
+            "method": f"{method.name} {method.options()}",
+            "optimizer": f"{type(self.optimizer).__name__} {groups}",
+            "scheduler": str(self.scheduler is not None),
+            "start": _digest(self.meta),
+            "engine": problem.asked,
+            "first task batch": _digest(first.tensors()),
+            "frozen part of the model": _digest(problem.frozen()),
+            # in a few digits, for threads may change the last ones
+            "loss at the start": ", ".join(f"{float(loss.mean()):.5g}" for loss in losses),
+        }
+
+    def packed(self) -> dict[str, Any]:
         """Everything in types that ``torch.load(weights_only=True)`` takes, and of the last batch its digest."""
-        if last is not None:
-            self.last_batch = _digest(last.tensors())
+        if self.last is not None:
+            self.last_batch = _digest(self.last.tensors())
         return {
             "meta": self.copy(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict() if self.scheduler else None,
-            "validations": self.validations,
-            "best": self.best,
-            "last_batch": self.last_batch,
             "losses": torch.tensor(self.losses, dtype=torch.float64),
             "seconds": torch.tensor(self.seconds, dtype=torch.float64),
-            "snapshots": self.snapshots,
             "status": [str(self.status), getattr(self.status, "remedy", "")],
-            "converged": self.converged,
-            "not_converged": self.not_converged,
+            **{name: getattr(self, name) for name in self.KEPT},
         }
 
     def restore(self, packed: Mapping[str, Any]) -> None:
@@ -300,43 +302,9 @@ class _State:
         if self.scheduler:
             self.scheduler.load_state_dict(packed["scheduler"])
         self._set(packed["meta"])
-        self.validations, self.best, self.last_batch = (packed[key] for key in ("validations", "best", "last_batch"))
         self.losses, self.seconds = packed["losses"].tolist(), packed["seconds"].tolist()
-        self.snapshots = {
-            made: {name: value.to(self.meta[name].device) for name, value in kept.items()}
-            for made, kept in packed["snapshots"].items()
-        }
-        self.status, self.converged = Status(*packed["status"]), packed["converged"]
-        self.not_converged = packed["not_converged"]
-
-
-def _settings(
-    method: MetaGradientMethod,
-    problem: MetaProblem,
-    start: Mapping[str, Tensor],
-    first: TaskBatch,
-    optimizer: Optimizer,
-    scheduler: object,
-) -> dict[str, str]:
-    """What a checkpoint must agree with to be gone on from."""
-    groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    inner = InnerProblem(problem.with_engine("eager"), start["theta"], first)
-    with torch.no_grad():  # in a few digits, for threads may change the last ones
-        losses = [f"{float(loss.mean()):.5g}" for loss in (inner.loss(inner.start()), inner.query_loss(inner.start()))]
-    return {
-        "method": f"{method.name} {method.options()}",
-        "optimizer": f"{type(optimizer).__name__} {groups}",
-        "scheduler": str(scheduler is not None),
-        "start": _digest(start),
-        "engine": problem.asked,
-        "first task batch": _digest(first.tensors()),
-        "frozen part of the model": _digest(problem.frozen()),
-        "loss at the start": ", ".join(losses),
-    }
-
-
-def _digest_of(tasks: TaskBatch | None) -> str:
-    return "" if tasks is None else _digest(tasks.tensors())
+        self.status = Status(*packed["status"])
+        vars(self).update({name: packed[name] for name in self.KEPT})
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -55,14 +55,12 @@ def captured(**roots: Any) -> dict[str, Hashable]:
         elif id(value) not in seen:
             seen.add(id(value))
             inside = _inside(value, path)
-            if not isinstance(value, nn.Module | MethodType | FunctionType | list | tuple | dict):
-                found[path] = Same(value)
-            elif isinstance(value, FunctionType):
+            if isinstance(value, FunctionType):
                 found[path] = Same(value.__code__)
             elif isinstance(value, list | tuple | dict):
                 found[path] = type(value), len(value)
             else:
-                found[path] = type(value)
+                found[path] = type(value) if isinstance(value, nn.Module | MethodType) else Same(value)
             waiting += reversed(list(inside))
     return found
 
@@ -87,10 +85,9 @@ def _inside(value: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield from ((f"{path}[{index}]", part) for index, part in enumerate(list(value)[:MOST]))
     elif isinstance(value, type):
         if not _of_others(value.__module__):
-            own = (
-                (name, part) for name, part in vars(value).items() if not name.startswith("__") or name == "__call__"
-            )
-            yield from ((f"{path}.{name}", getattr(part, "__func__", part)) for name, part in own)
+            for name, part in vars(value).items():
+                if not name.startswith("__") or name == "__call__":
+                    yield f"{path}.{name}", getattr(part, "__func__", part)
             yield from ((f"{path}.{base.__name__}", base) for base in value.__bases__)
     else:
         skipped = MODULE if isinstance(value, nn.Module) else ()

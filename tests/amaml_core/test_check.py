@@ -46,6 +46,12 @@ def test_tensors_of_their_own_dtype_are_checked_in_the_models_and_it_says_so():
     assert "checked in torch.float32" in found.notes[-1]
 
 
+def test_a_loss_in_another_dtype_than_a_float64_model_is_told():
+    loss = lambda p, t: mse_loss(p.float(), t.float())  # noqa: E731
+    with pytest.raises(am.InputError, match=r"another dtype than torch\.float64 \(the loss is torch\.float32\)"):
+        am.check(*made(lambda m, x: m.o(m.l(x).tanh()), loss=loss, dtype=torch.float64))
+
+
 class Biased(NewFunction):
     generate_vmap_rule = False
 

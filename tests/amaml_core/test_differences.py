@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from amaml_core.differences import disagreements, product_error, slope_error
+from amaml_core.differences import beside, disagreements, off, product_error, repeats, slope_error
 
 POINT = torch.tensor([0.3, -0.7, 1.1], dtype=torch.float64)
 
@@ -49,3 +49,22 @@ def test_what_torch_holds_is_not_moved():
 
 def test_numbers_that_are_not_finite_agree_with_nothing():
     assert slope_error(lambda u: u.sum() * torch.nan, torch.ones(3), POINT) == float("inf")
+
+
+def test_how_far_off_is_relative_to_what_is_right():
+    assert off(1.1 * POINT, POINT) == pytest.approx(0.1)
+    assert off(torch.zeros(3), torch.zeros(3)) == 0
+    assert not off(torch.full((3,), torch.nan), POINT) <= 1e9
+
+
+def test_a_call_repeats_where_all_bits_are_the_same_or_no_numbers():
+    assert repeats(POINT, POINT.clone())
+    assert not repeats(POINT, POINT * (1 + 1e-15))
+    assert repeats(torch.tensor([1.0, torch.nan]), torch.tensor([1.0, torch.nan]))
+    assert not repeats(torch.tensor([1.0, torch.nan]), torch.tensor([2.0, torch.nan]))
+
+
+def test_the_point_beside_a_zero_is_nowhere_on_an_axis():
+    moved = beside(torch.zeros(2, 5), 1e-2)
+    assert moved.abs().min() > 0
+    assert moved.abs().max() <= 1e-4

@@ -19,7 +19,7 @@ def linear():
 def test_values_and_gradients_are_those_of_the_module_at_u():
     model, u = linear(), torch.tensor([0.5, -1.0, 0.25])
     with written(model, ["0.weight", "0.bias"], (mse_loss,)) as plain:
-        value = plain.value(mse_loss, u, (X, Y))
+        value = plain.value(mse_loss, (X, Y), u)
         gradient = plain.gradient(mse_loss, (X, Y), u)
     w = u.clone().requires_grad_()
     right = mse_loss((X @ w[:2, None] + w[2]).tanh(), Y)
@@ -60,5 +60,17 @@ def test_it_is_noticed_that_a_module_remembers(in_place):
 def test_of_masked_examples_nothing_is_asked():
     mask = torch.tensor([True, False, True, False, False])
     with written(linear(), ["0.weight", "0.bias"], (mse_loss,)) as plain:
-        some = plain.value(mse_loss, torch.ones(3), (X, Y, mask))
-        assert torch.allclose(some, plain.value(mse_loss, torch.ones(3), (X[mask], Y[mask])))
+        some = plain.value(mse_loss, (X, Y, mask), torch.ones(3))
+        assert torch.allclose(some, plain.value(mse_loss, (X[mask], Y[mask]), torch.ones(3)))
+
+
+def test_buffers_of_its_own_making_are_gone_and_shared_ones_are_shared():
+    model = linear()
+    model[1].register_buffer("too", model.seen)
+    with written(model, ["0.weight", "0.bias"], (mse_loss,), torch.float64):
+        assert model.seen is model[1].too
+        assert model.seen.dtype == torch.float64
+        model.register_buffer("new", torch.ones(1))
+    assert not hasattr(model, "new")
+    assert model.seen is model[1].too
+    assert model.seen.dtype == torch.float32
