@@ -120,10 +120,7 @@ class InnerProblem:
         last: list[Any] = []
 
         def call(horizon: Tensor, *inputs: Tensor) -> list[Tensor]:
-            static = self._traced(inputs)
-            static.captured = True
-            if self.problem.engine == "compiled":
-                static.problem.engine = "compiled"
+            static = self._static(inputs)
             leaves, structure = tree_flatten(function(static, horizon))
             tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
             last[:] = static.stats, structure, [Tensor if isinstance(leaf, Tensor) else leaf for leaf in leaves]
@@ -152,7 +149,7 @@ class InnerProblem:
         """``step(self, *tensors)``, built as a whole unless eager. Nothing in it may be differentiated later."""
         if self.problem.engine == "eager":
             return step(self, *tensors)
-        if self._on_blocks:
+        if self._on_blocks and not self.captures:
             return self._blocked(step, tensors)
         return self._built(inductor.compile_function, step, tensors)
 
@@ -179,11 +176,12 @@ class InnerProblem:
                 pure, counted = self._pure(step, len(tensors))
                 batch = len(self.tasks)
                 own = [_axis(tensor, batch) for tensor in tensors]
-                data = [0] * len(tree_leaves((self.support, self.query)))
-                axes = [*own, None if self.theta.ndim == 1 else 0, *data, *(None for _ in self.problem.frozen())]
+                leaves = len(tree_leaves((self.support, self.query)))
+                axes = [*own, None if self.theta.ndim == 1 else 0, *[0] * leaves, *[None] * len(self.problem.frozen())]
+                data = range(len(own) + 1, len(own) + 1 + leaves)
                 shapes = [part.shape for part in self.problem.split(self.start()[0]).values()]
                 try:
-                    self.problem.compiled[key] = blocks.build(pure, arguments, axes, shapes), counted
+                    self.problem.compiled[key] = blocks.build(pure, arguments, axes, shapes, data), counted
                 except blocks.Unsupported:
                     self.problem.compiled[key] = None
             return self.problem.compiled[key]
@@ -257,17 +255,29 @@ class InnerProblem:
         pure, counted = self._pure(step, own)
         if compile_ is inductor.compile_pullback:
             return compile_(lambda *values: pure(*values)[0], arguments), counted
-        built = compile_(pure, arguments) if self.problem.engine == "compiled" else None
+        built = None
+        if self._on_blocks:
+            pure, counted = self._pure(lambda inner, *tensors: inner._blocked(step, tensors), own, self._static)
+        elif self.problem.engine == "compiled":
+            built = compile_(pure, arguments)
         if self.captures:
             built = self._graph(built or pure, arguments) or built
         return built, counted
 
-    def _pure(self, step: Step, own: int) -> tuple[Callable[..., tuple[Tensor, ...]], Counter[str]]:
+    def _static(self, inputs: Sequence[Tensor]) -> InnerProblem:
+        """This inner problem on these tensors, to be captured."""
+        static = self._traced(inputs)
+        static.captured, static.problem.engine = True, "compiled" if self.problem.engine == "compiled" else "eager"
+        return static
+
+    def _pure(
+        self, step: Step, own: int, on: Callable[[Sequence[Tensor]], InnerProblem] | None = None
+    ) -> tuple[Callable[..., tuple[Tensor, ...]], Counter[str]]:
         """A step as a function of ``own`` tensors and ``_inputs``, and what it evaluates, known once it was called."""
         counted: Counter[str] = Counter()
 
         def pure(*values: Tensor) -> tuple[Tensor, ...]:
-            traced = self._traced(values[own:])
+            traced = (on or self._traced)(values[own:])
             results = step(traced, *values[:own])
             counted.clear()
             counted.update(traced.stats)

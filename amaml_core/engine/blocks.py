@@ -1,8 +1,11 @@
-"""Steps of small networks as one Triton kernel each: a thread block a task, from the first operator to the last.
+"""Steps of small networks as one Triton kernel each: a thread block or a few a task, from first operator to last.
 
 A step's graph of operators becomes the source of one kernel. What belongs to a task is a few matrices, which stay in
 the registers and the shared memory of its block; flat vectors of parameters are kept as the matrices that they are made
-of. What joins tasks, such as an error norm's maximum, comes after the kernel as ordinary operators.
+of. Gradients and Hessian-vector products are sums over the examples: several blocks share a task's examples, and
+whoever needs such a sum adds their parts, always in the same order. Then a step is a kernel for each of its sums, each
+of which begins with what comes in between. What joins tasks, such as an error norm's maximum, comes last, as ordinary
+operators.
 """
 
 from __future__ import annotations
@@ -20,13 +23,24 @@ ATEN = torch.ops.aten
 STAND_IN = 999_983  # tasks while tracing: a prime, so that the axis of tasks is known by its length
 LARGEST = 2**13  # elements of a matrix that a block can hold several of
 MOST_PRODUCTS = 40  # of matrices in one kernel: each is written out, and more take minutes to compile
-WARPS = 8
+ROWS = 32  # examples of a task that a block takes where several share them
+WARPS = 8  # of a block that has a task to itself
+SHARED_WARPS = 4  # of one that shares it
+MOST_SUMS = 12  # kernels of a step
 CLOSE = 1e-2  # a kernel's results to those of the operators one by one, at its first arguments
-PRECISION = "tf32x3"  # of products of float32, on the matrix units: three passes leave an error of rounding
+PRECISION = "ieee"  # of products: full float32; the matrix units' "tf32x3" needs more registers than there are
 
 
 class Unsupported(Exception):
     """The step does not fit into a block's kernel."""
+
+
+class SumNeeded(Exception):
+    """A sum over the examples is needed as a whole, so that another kernel must have written its parts."""
+
+    def __init__(self, node: fx.Node) -> None:
+        super().__init__(node.name)
+        self.node = node
 
 
 @dataclass(frozen=True)
@@ -38,12 +52,15 @@ class Block:
         shape: of the tensor, without the axis of tasks.
         matrix: the rows and columns that it is held as; 1 where it is the same along the other operands' axis.
         clean: whether what pads it to powers of two is zero.
+        kind: "free" of the examples; "rows": along them, so that a block has some of it; "sum": this block's part of a
+            sum over them.
     """
 
     name: str
     shape: tuple[int, ...]
     matrix: tuple[int, int]
     clean: bool = True
+    kind: str = "free"
 
 
 @dataclass(frozen=True)
@@ -60,6 +77,7 @@ class Source:
     pointer: str
     shape: tuple[int, ...]
     tasks: int | None  # the axis of tasks; None: all tasks have the same
+    examples: bool = False  # whether the next axis is that of the examples
     offset: str = "0"
 
 
@@ -132,10 +150,23 @@ class _Writer:
     Args:
         graph: traced with ``STAND_IN`` tasks.
         sizes: the shapes of the adapted parameters, in the order of the flat vector.
+        data: which of the graph's inputs hold examples along the axis after that of the tasks.
+        shared: whether several blocks share a task's examples.
+        known: the sums that other kernels have written, in the order in which their memory is handed on.
+        target: the sum that this kernel is to write, if it is one that writes a sum.
     """
 
-    def __init__(self, graph: fx.GraphModule, sizes: Sequence[tuple[int, ...]]) -> None:
-        self.graph = graph
+    def __init__(
+        self,
+        graph: fx.GraphModule,
+        sizes: Sequence[tuple[int, ...]],
+        data: Sequence[int],
+        shared: bool,
+        known: Sequence[fx.Node] = (),
+        target: fx.Node | None = None,
+    ) -> None:
+        self.data, self.examples, self.parts = set(data), 0, 1
+        self.known, self.target = list(known), target
         self.pieces = [canonical(shape) for shape in sizes]
         self.lengths = [math.prod(shape) for shape in sizes]
         self.dim = sum(self.lengths)
@@ -144,18 +175,50 @@ class _Writer:
         self.inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
         self.products = 0
         self.index: dict[str, None] = {}
+        if shared:
+            self._share(sizes)
+
+    def _share(self, sizes: Sequence[tuple[int, ...]]) -> None:
+        """Cut the examples into parts; they are known by their number, which must be nothing else's."""
+        used = [self.inputs[place].meta["val"].shape for place in self.data if self.inputs[place].users]
+        found = {shape[1] if len(shape) > 1 else 0 for shape in used}
+        others = {length for shape in (*sizes, *(shape[2:] for shape in used)) for length in (*shape, math.prod(shape))}
+        self.examples = found.pop() if len(found) == 1 else 0
+        if self.examples < ROWS or self.examples in others | {self.dim, STAND_IN}:
+            raise Unsupported("examples that cannot be told from other numbers, or few")
+        self.parts = -(-self.examples // ROWS)
+        self.own = -(-self.examples // self.parts)
 
     # --- names and text
 
-    def new(self, text: str, shape: Sequence[int], matrix: tuple[int, int], clean: bool) -> Block:
-        if padded(matrix[0]) * padded(matrix[1]) > LARGEST:
+    def new(self, text: str, shape: Sequence[int], matrix: tuple[int, int], clean: bool, kind: str = "free") -> Block:
+        if self.padded(matrix[0]) * self.padded(matrix[1]) > LARGEST:
             raise Unsupported(f"a matrix of {matrix[0]} x {matrix[1]}")
         name = f"v{len(self.lines)}"
         self.lines.append(f"{name} = {text}")
-        return Block(name, tuple(shape), matrix, clean)
+        return Block(name, tuple(shape), matrix, clean, kind)
+
+    def padded(self, length: int) -> int:
+        """The power of two that a side is held as in a block."""
+        return padded(self.own if self.parts > 1 and length == self.examples else length)
+
+    def joint(self, *blocks: Block, of: Sequence[Any], linear: bool = False) -> str:
+        """The kind of what is computed of these, which are the values of the nodes ``of``."""
+        kinds = [one.kind for one in blocks]
+        if "sum" not in kinds:
+            return "rows" if "rows" in kinds else "free"
+        if not linear or "rows" in kinds or kinds.count("sum") > 1:
+            raise SumNeeded(of[kinds.index("sum")])
+        return "sum"
+
+    def once(self, block: Block) -> Block:
+        """What does not depend on the examples, as a term of a sum over them: the first block has it."""
+        if block.kind == "sum" or self.parts == 1:
+            return block
+        return self.new(f"tl.where(part == 0, {block.name}, 0.0)", block.shape, block.matrix, block.clean, "sum")
 
     def ranges(self, matrix: tuple[int, int]) -> tuple[str, str]:
-        rows, columns = padded(matrix[0]), padded(matrix[1])
+        rows, columns = self.padded(matrix[0]), self.padded(matrix[1])
         self.index[f"r{rows} = tl.arange(0, {rows})[:, None]"] = None
         self.index[f"c{columns} = tl.arange(0, {columns})[None, :]"] = None
         return f"r{rows}", f"c{columns}"
@@ -163,15 +226,36 @@ class _Writer:
     def inside(self, matrix: tuple[int, int]) -> str:
         """Which elements are no padding."""
         row, column = self.ranges(matrix)
-        return f"(({row} < {matrix[0]}) & ({column} < {matrix[1]}))"
+        here = ["left" if self.parts > 1 and length == self.examples else length for length in matrix]
+        return f"(({row} < {here[0]}) & ({column} < {here[1]}))"
 
     def cleaned(self, block: Block) -> Block:
         """The same with zeros in its padding."""
-        if block.clean or all(padded(length) == length for length in block.matrix):
+        if block.clean or all(self.padded(length) == length for length in block.matrix):
             return block
-        return self.new(f"tl.where({self.inside(block.matrix)}, {block.name}, 0.0)", block.shape, block.matrix, True)
+        text = f"tl.where({self.inside(block.matrix)}, {block.name}, 0.0)"
+        return self.new(text, block.shape, block.matrix, True, block.kind)
 
     # --- loads
+
+    def added(self, node: Any) -> Block | Flat:
+        """A sum of which other blocks have written the parts."""
+        shape, pointer = self.own_shape(node), f"sum{self.known.index(node)}"
+        size = math.prod(shape)
+
+        def whole(start: int, own: Sequence[int], matrix: tuple[int, int]) -> Block:
+            row, column = self.ranges(matrix)
+            at = f"{pointer} + task * {size} + {start} + {row} * {matrix[1]} + {column}"
+            each = [
+                f"tl.load({at} + {part} * tasks * {size}, mask={self.inside(matrix)}, other=0.0)"
+                for part in range(self.parts)
+            ]
+            return self.new(" + ".join(each), own, matrix, True)
+
+        if shape != (self.dim,):
+            return whole(0, shape, canonical(shape))
+        starts = [sum(self.lengths[:index]) for index in range(len(self.lengths))]
+        return Flat(tuple(whole(at, (n,), m) for at, n, m in zip(starts, self.lengths, self.pieces, strict=True)))
 
     def loaded(self, value: Any) -> Block | Flat:
         """A value as the kernel computes with it."""
@@ -203,12 +287,17 @@ class _Writer:
                 pieces.append(self._fetch(source.pointer, f"{base} + {start}", [length], matrix))
                 start += length
             return Flat(tuple(pieces))
-        return self._fetch(source.pointer, base, own, canonical(own))
+        return self._fetch(source.pointer, base, own, canonical(own), source.examples and self.parts > 1)
 
-    def _fetch(self, pointer: str, base: str, shape: Sequence[int], matrix: tuple[int, int]) -> Block:
+    def _fetch(
+        self, pointer: str, base: str, shape: Sequence[int], matrix: tuple[int, int], examples: bool = False
+    ) -> Block:
         row, column = self.ranges(matrix)
+        if examples:
+            base = f"{base} + part * {self.own * math.prod(shape[1:])}"
         at = f"{pointer} + {base} + {row} * {matrix[1]} + {column}"
-        return self.new(f"tl.load({at}, mask={self.inside(matrix)}, other=0.0)", shape, matrix, True)
+        kind = "rows" if examples else "free"
+        return self.new(f"tl.load({at}, mask={self.inside(matrix)}, other=0.0)", shape, matrix, True, kind)
 
     # --- nodes
 
@@ -224,10 +313,13 @@ class _Writer:
     def made(self, node: Any) -> Any:
         """What a node is in the kernel."""
         target: Any = node.target
+        if node in self.known:
+            return self.added(node)
         if node.op == "placeholder":
             shape = tuple(node.meta["val"].shape)
             axis = shape.index(STAND_IN) if STAND_IN in shape else None
-            return Source(f"in{self.inputs.index(node)}", shape, axis)
+            place = self.inputs.index(node)
+            return Source(f"in{place}", shape, axis, place in self.data)
         if node.op != "call_function":
             raise Unsupported(node.op)
         if target is operator.getitem:
@@ -256,7 +348,7 @@ class _Writer:
         if target is ATEN.permute.default:
             return self.transposed(node)
         if target is ATEN.bmm.default:
-            return self.product(self.block(node.args[0]), self.block(node.args[1]), shape)
+            return self.product(node.args, shape)
         if target is ATEN.cat.default:
             return self.joined(node)
         if target is ATEN.slice.Tensor:
@@ -268,6 +360,8 @@ class _Writer:
             if node.kwargs:
                 raise Unsupported(f"{target} with {node.kwargs}")
             return self.pointwise(BINARY[name], node.args[:2], shape, name in STAY_CLEAN)
+        if target is ATEN.pow.Tensor_Scalar and node.args[1] == 0:
+            return Block("1.0", shape, (1, 1), False)
         if target is ATEN.pow.Tensor_Scalar and node.args[1] in POWERS:
             return self.pointwise(POWERS[node.args[1]], [node.args[0]], shape, node.args[1] > 0)
         if target is ATEN.clamp.default:
@@ -286,11 +380,12 @@ class _Writer:
                 rest = source.shape[1:]
                 size = " * ".join("tasks" if length == STAND_IN else str(length) for length in rest) or "1"
                 tasks = None if source.tasks is None else source.tasks - 1
-                return Source(source.pointer, rest, tasks, f"{source.offset} + {index} * {size}")
+                return replace(source, shape=rest, tasks=tasks, offset=f"{source.offset} + {index} * {size}")
             raise Unsupported("a selection")
         if node.target in RESHAPES and source.tasks in (None, 0):
             shape = tuple(node.meta["val"].shape)
-            if source.tasks is None or (shape and shape[0] == STAND_IN):
+            kept = not source.examples or self.parts == 1 or shape[1:2] == (self.examples,)
+            if kept and (source.tasks is None or shape[:1] == (STAND_IN,)):
                 return replace(source, shape=shape)
         return None
 
@@ -328,7 +423,7 @@ class _Writer:
         if value.matrix == want:
             return value
         if value.matrix == want[::-1] and 1 in want:
-            return self.new(f"tl.trans({value.name})", value.shape, want, value.clean)
+            return self.new(f"tl.trans({value.name})", value.shape, want, value.clean, value.kind)
         if all(have in (1, need) for have, need in zip(value.matrix, want, strict=True)):
             return value  # spread already
         raise Unsupported(f"{value.matrix} as {want}")
@@ -336,8 +431,8 @@ class _Writer:
     def pointwise(self, text: str, operands: Sequence[Any], shape: tuple[int, ...], keeps: bool) -> Block | Flat:
         found = [self.loaded(operand) for operand in operands]
         if any(isinstance(one, Flat) for one in found):
-            return self._of_flat(text, found, keeps)
-        blocks = [one for one in found if isinstance(one, Block)]
+            return self._of_flat(text, found, operands, keeps)
+        blocks, kind = self._terms(text, [one for one in found if isinstance(one, Block)], operands)
         whole = [one for one in blocks if math.prod(one.matrix) == math.prod(shape)]
         matrix = whole[0].matrix if whole else canonical(shape)
         blocks = [self.fit(one, shape, matrix) for one in blocks]
@@ -346,18 +441,29 @@ class _Writer:
         if keeps and text == BINARY["mul"] and not clean:  # zero times what is spread, if that is no padding itself
             spread = [one for one in blocks if one.matrix != (rows, columns)]
             clean = len(spread) == 1 and all(one.clean for one in blocks if one not in spread)
-        return self.new(text.format(*(one.name for one in blocks)), shape, (rows, columns), clean)
+        return self.new(text.format(*(one.name for one in blocks)), shape, (rows, columns), clean, kind)
 
-    def _of_flat(self, text: str, found: Sequence[Block | Flat], keeps: bool) -> Flat:
+    def _terms(self, text: str, blocks: list[Block], of: Sequence[Any]) -> tuple[list[Block], str]:
+        """The operands, terms of a sum over examples made into such, and the kind of the result."""
+        linear = text in (BINARY["mul"], UNARY[ATEN.neg.default][0], POWERS[1])
+        if text == BINARY["div"]:
+            linear = blocks[1].kind != "sum"
+        kinds = {one.kind for one in blocks}
+        if text in (BINARY["add"], BINARY["sub"]) and "sum" in kinds and "rows" not in kinds:
+            return [self.once(one) for one in blocks], "sum"
+        return blocks, self.joint(*blocks, of=of, linear=linear)
+
+    def _of_flat(self, text: str, found: Sequence[Block | Flat], of: Sequence[Any], keeps: bool) -> Flat:
         pieces = []
         for index, matrix in enumerate(self.pieces):
             own = [one.pieces[index] if isinstance(one, Flat) else one for one in found]
             if any(one.matrix not in ((1, 1), matrix) for one in own):
                 raise Unsupported("a flat vector with something that is none")
+            own, kind = self._terms(text, own, of)
             clean = keeps and all(one.clean for one in own if one.matrix == matrix)
             clean = clean and (text == BINARY["mul"] or all(one.matrix == matrix for one in own))
             names = [one.name for one in own]
-            pieces.append(self.new(text.format(*names), [self.lengths[index]], matrix, clean))
+            pieces.append(self.new(text.format(*names), [self.lengths[index]], matrix, clean, kind))
         return Flat(tuple(pieces))
 
     def clamped(self, node: Any, shape: tuple[int, ...]) -> Block | Flat:
@@ -378,33 +484,45 @@ class _Writer:
         if value.matrix == (1, 1):
             return replace(value, shape=shape)
         rows, columns = value.matrix
-        return self.new(f"tl.trans({value.name})", shape, (columns, rows), value.clean)
+        return self.new(f"tl.trans({value.name})", shape, (columns, rows), value.clean, value.kind)
 
-    def product(self, a: Block, b: Block, shape: tuple[int, ...]) -> Block:
+    def product(self, operands: Sequence[Any], shape: tuple[int, ...]) -> Block:
+        a, b = map(self.block, operands)
         (rows, inner), (_, columns) = a.shape[-2:], b.shape[-2:]
         a, b = self.spread(a, (rows, inner)), self.spread(b, (inner, columns))
-        clean = a.clean and b.clean
+        clean, kind = a.clean and b.clean, self.joint(a, b, of=operands, linear=True)
         if inner == 1:
-            return self.new(f"({a.name} * {b.name})", shape, (rows, columns), clean)
+            return self.new(f"({a.name} * {b.name})", shape, (rows, columns), clean, kind)
+        kind = self.over_examples(inner, kind, operands)
         a, b = self.cleaned(a), self.cleaned(b)
         if columns == 1:
-            return self.new(f"tl.sum({a.name} * tl.trans({b.name}), 1, keep_dims=True)", shape, (rows, 1), True)
+            return self.new(f"tl.sum({a.name} * tl.trans({b.name}), 1, keep_dims=True)", shape, (rows, 1), True, kind)
         if rows == 1:
-            return self.new(f"tl.sum(tl.trans({a.name}) * {b.name}, 0, keep_dims=True)", shape, (1, columns), True)
+            text = f"tl.sum(tl.trans({a.name}) * {b.name}, 0, keep_dims=True)"
+            return self.new(text, shape, (1, columns), True, kind)
         self.products += 1
         if self.products > MOST_PRODUCTS:
             raise Unsupported("too many products")
-        return self.new(f'tl.dot({a.name}, {b.name}, input_precision="{PRECISION}")', shape, (rows, columns), True)
+        text = f'tl.dot({a.name}, {b.name}, input_precision="{PRECISION}")'
+        return self.new(text, shape, (rows, columns), True, kind)
+
+    def over_examples(self, length: int, kind: str, operands: Sequence[Any]) -> str:
+        """The kind of a sum over an axis of this length of what is of a kind."""
+        if self.parts == 1 or length != self.examples:
+            return kind
+        if kind == "sum":
+            raise SumNeeded(next(one for one in operands if self.block(one).kind == "sum"))
+        return "sum"
 
     def spread(self, value: Block, matrix: tuple[int, int]) -> Block:
         """The same with no axis left to be spread."""
         value = self.fit(value, matrix, matrix)
         if value.matrix == matrix:
             return value
-        full = f"[{padded(matrix[0])}, {padded(matrix[1])}]"
+        full = f"[{self.padded(matrix[0])}, {self.padded(matrix[1])}]"
         if value.matrix == (1, 1) and not value.name.startswith("v"):
             return self.new(f"tl.full({full}, {value.name}, tl.float32)", matrix, matrix, False)
-        return self.new(f"tl.broadcast_to({value.name}, {full})", matrix, matrix, False)
+        return self.new(f"tl.broadcast_to({value.name}, {full})", matrix, matrix, False, value.kind)
 
     def reduced(self, node: Any, name: str, shape: tuple[int, ...]) -> Block:
         tensor = node.args[0].meta["val"]
@@ -422,6 +540,9 @@ class _Writer:
         if isinstance(value, Flat):
             if name == "amax":
                 raise Unsupported("a maximum of a flat vector")
+            kind = value.pieces[0].kind
+            if kind == "sum":
+                raise SumNeeded(node.args[0])
             cleaned = [self.cleaned(piece) for piece in value.pieces]
             sums = [f"tl.sum({one.name} * {one.name})" if square else f"tl.sum({one.name})" for one in cleaned]
             text, count = " + ".join(sums), self.dim
@@ -437,24 +558,29 @@ class _Writer:
                 return self.new(f"tl.full([1, 1], 0.0, tl.float32) + {text}", shape, (1, 1), False)
             if not over:
                 return replace(value, shape=shape)
+            kind = self.joint(value, of=node.args, linear=name in ("sum", "mean"))
+            for axis in (axis for axis in long if axis in axes):
+                kind = self.over_examples(tensor.shape[axis], kind, node.args[:1])
+            if kind == "sum" and name in ("amax", "linalg_vector_norm"):
+                raise Unsupported("a norm over the examples")
             if name == "amax":
                 text = f"tl.where({self.inside(value.matrix)}, {value.name}, float('-inf'))"
-                kind = "tl.max"
+                call = "tl.max"
             else:
                 one = self.cleaned(value)
-                text, kind = (f"{one.name} * {one.name}" if square else one.name), "tl.sum"
+                text, call = (f"{one.name} * {one.name}" if square else one.name), "tl.sum"
             if len(over) == len(long):
-                text = f"{kind}({text})"
+                text = f"{call}({text})"
             else:
                 axis = over[0]
-                text = f"{kind}({text}, {axis}, keep_dims=True)"
+                text = f"{call}({text}, {axis}, keep_dims=True)"
                 text = f"{text} / {float(count)}" if name == "mean" else text
                 text = f"tl.sqrt({text})" if square else text
                 matrix = (1, value.matrix[1]) if axis == 0 else (value.matrix[0], 1)
-                return self.new(text, shape, matrix, name != "amax")
+                return self.new(text, shape, matrix, name != "amax", kind)
         text = f"({text}) / {float(count)}" if name == "mean" else text
         text = f"tl.sqrt({text})" if square else text
-        return self.new(f"tl.full([1, 1], 0.0, tl.float32) + {text}", shape, (1, 1), False)
+        return self.new(f"tl.full([1, 1], 0.0, tl.float32) + {text}", shape, (1, 1), False, kind)
 
     def joined(self, node: Any) -> Flat:
         parts = node.args[0]
@@ -463,6 +589,10 @@ class _Writer:
         pieces = []
         for part, matrix, length in zip(parts, self.pieces, self.lengths, strict=True):
             pieces.append(self.spread(self.fit(self.block(part), (length,), matrix), matrix))
+        if any(one.kind == "sum" for one in pieces):
+            if node is not self.target:
+                raise SumNeeded(node)
+            pieces = [self.once(one) for one in pieces]
         return Flat(tuple(replace(one, shape=(n,)) for one, n in zip(pieces, self.lengths, strict=True)))
 
     def sliced(self, node: Any) -> Any:
@@ -481,20 +611,23 @@ class _Writer:
 
     # --- results
 
-    def store(self, pointer: str, value: Block | Flat, shape: tuple[int, ...]) -> None:
+    def store(self, start: int, total: int, value: Block | Flat, shape: tuple[int, ...]) -> None:
+        """Write a result of each task after the ``start`` numbers of those before, of ``total`` in all."""
         own = math.prod(shape)
+        base = f"part * tasks * {total} + tasks * {start} + task * {own}"
         if isinstance(value, Flat):
-            start = 0
             for piece, length in zip(value.pieces, self.lengths, strict=True):
-                self._put(pointer, f"task * {own} + {start}", piece, piece.matrix)
-                start += length
+                self._put(base, piece, piece.matrix)
+                base = f"{base} + {length}"
             return
-        self._put(pointer, f"task * {own}", self.fit(value, shape, canonical(shape)), canonical(shape))
+        self._put(base, self.fit(value, shape, canonical(shape)), canonical(shape))
 
-    def _put(self, pointer: str, base: str, value: Block, matrix: tuple[int, int]) -> None:
-        value = self.spread(value, matrix)
+    def _put(self, base: str, value: Block, matrix: tuple[int, int]) -> None:
+        if value.kind == "rows":
+            raise Unsupported("a result along the examples")
+        value = self.once(self.spread(value, matrix))
         row, column = self.ranges(matrix)
-        at = f"{pointer} + {base} + {row} * {matrix[1]} + {column}"
+        at = f"out + {base} + {row} * {matrix[1]} + {column}"
         self.lines.append(f"tl.store({at}, {value.name}, mask={self.inside(matrix)})")
 
 
@@ -506,31 +639,77 @@ from triton.language.extra import libdevice
 @triton.jit(do_not_specialize={names}, do_not_specialize_on_alignment={names})
 def kernel({arguments}, tasks):
     task = tl.program_id(0)
+    part = tl.program_id(1)
     {body}
 """
 
 
-def source(graph: fx.GraphModule, sizes: Sequence[tuple[int, ...]]) -> tuple[str, list[fx.Node], fx.GraphModule]:
-    """The kernel's text, the nodes that it writes, and what makes the results of these and the inputs.
+@dataclass(frozen=True)
+class Program:
+    """A step as kernels and what follows.
+
+    Attributes:
+        sums: the kernels that each write the parts of a sum, and the length of its own part of a task.
+        last: the kernel that writes the results.
+        shapes: of these, without the axis of tasks.
+        parts: blocks that share a task.
+        rest: the step's results from its arguments and those of the last kernel.
+    """
+
+    sums: list[tuple[str, int]]
+    last: str
+    shapes: list[tuple[int, ...]]
+    parts: int
+    rest: fx.GraphModule
+
+
+def program(graph: fx.GraphModule, sizes: Sequence[tuple[int, ...]], data: Sequence[int], shared: bool) -> Program:
+    """A graph's kernels; arguments as for ``_Writer``.
 
     Raises:
         Unsupported: an operator, a shape or a size has no place in a block.
     """
-    graph.graph.eliminate_dead_code()
+    known: list[fx.Node] = []
+    sums: list[tuple[str, int]] = []
+    while True:
+        try:
+            last, shapes, parts, rest = _last(graph, _Writer(graph, sizes, data, shared, known))
+            return Program(sums, last, shapes, parts, rest)
+        except SumNeeded as needed:
+            target = needed.node
+        while target not in known:
+            writer = _Writer(graph, sizes, data, shared, known, target)
+            try:
+                value, shape = writer.loaded(target), writer.own_shape(target)
+            except SumNeeded as needed:
+                if needed.node is target or len(sums) == MOST_SUMS:
+                    raise Unsupported("sums over examples that need each other") from None
+                target = needed.node
+                continue
+            writer.store(0, math.prod(shape), value, shape)
+            sums.append((_text(writer), math.prod(shape)))
+            known.append(target)
+            break
+
+
+def _last(graph: fx.GraphModule, writer: _Writer) -> tuple[str, list[tuple[int, ...]], int, fx.GraphModule]:
+    """The kernel that writes the results: its text, their shapes, the parts of a task, and what follows."""
     (results,) = next(node for node in graph.graph.nodes if node.op == "output").args
-    writer, written, late = _Writer(graph, sizes), {}, {}
+    written: dict[fx.Node, Block | Flat] = {}
+    late: dict[fx.Node, None] = {}
 
     def want(node: Any) -> None:
         """Have the kernel write a node, or what it is made of where it joins tasks."""
         if node in written or node in late or node.op == "placeholder":
             return
         shape = node.meta["val"].shape
-        if STAND_IN in shape and shape[0] == STAND_IN:
+        if shape[:1] == (STAND_IN,):
             if node.meta["val"].dtype != torch.float32:
                 raise Unsupported("results that are no numbers")
             value = writer.loaded(node)
-            writer.store(f"out{len(written)}", value, writer.own_shape(node))
-            written[node] = None
+            if any(one.kind == "sum" for one in (value.pieces if isinstance(value, Flat) else [value])):
+                raise SumNeeded(node)
+            written[node] = value
             return
         if node.op != "call_function" or any(STAND_IN in arg for arg in node.args if isinstance(arg, list | tuple)):
             raise Unsupported("a result in another order")
@@ -542,19 +721,32 @@ def source(graph: fx.GraphModule, sizes: Sequence[tuple[int, ...]]) -> tuple[str
         want(node)
     if not written:
         raise Unsupported("no result of its own")
-    names = [f"in{i}" for i in range(len(writer.inputs))] + [f"out{i}" for i in range(len(written))]
-    body = "\n    ".join([*writer.index, *writer.lines])
+    shapes, start = [writer.own_shape(node) for node in written], 0
+    total = sum(map(math.prod, shapes))
+    for value, shape in zip(written.values(), shapes, strict=True):
+        writer.store(start, total, value, shape)
+        start += math.prod(shape)
     rest = fx.Graph()
     known = {node: rest.placeholder(node.name) for node in (*writer.inputs, *written)}
     for node in late:
         known[node] = rest.node_copy(node, known.__getitem__)
     rest.output(tuple(known[node] for node in results))
-    text = HEADER.format(names=[*names, "tasks"], arguments=", ".join(names), body=body)
-    return text, list(written), fx.GraphModule(graph, rest)
+    return _text(writer), shapes, writer.parts, fx.GraphModule(graph, rest)
+
+
+def _text(writer: _Writer) -> str:
+    names = [f"in{i}" for i in range(len(writer.inputs))] + [f"sum{i}" for i in range(len(writer.known))] + ["out"]
+    left = [f"left = tl.minimum({writer.examples} - part * {writer.own}, {writer.own})"] if writer.parts > 1 else []
+    body = "\n    ".join([*left, *writer.index, *writer.lines])
+    return HEADER.format(names=[*names, "tasks"], arguments=", ".join(names), body=body)
 
 
 def build(
-    function: Callable[..., Sequence[Tensor]], examples: Sequence[Tensor], axes: Sequence[int | None], sizes: Sequence
+    function: Callable[..., Sequence[Tensor]],
+    examples: Sequence[Tensor],
+    axes: Sequence[int | None],
+    sizes: Sequence[tuple[int, ...]],
+    data: Sequence[int],
 ) -> Callable[..., tuple[Tensor, ...]]:
     """A pure function of tensors as one kernel, and what joins tasks after it; for any number of tasks.
 
@@ -563,6 +755,7 @@ def build(
         examples: its arguments, contiguous float32.
         axes: of each argument the axis of tasks, or None.
         sizes: shapes of the adapted parameters.
+        data: which of the arguments hold examples along their second axis.
 
     Raises:
         Unsupported: it does not fit.
@@ -588,16 +781,26 @@ def build(
         traced = make_fx(lambda *arguments: tuple(function(*arguments)), decomposition_table=table)(*fakes)
     if any(node.op == "get_attr" for node in traced.graph.nodes):
         raise Unsupported("a tensor that is closed over")
-    text, written, rest = source(traced, sizes)
-    kernel = PyCodeCache.load(text).kernel
-    shapes = [[length for length in node.meta["val"].shape if length != STAND_IN] for node in written]
-    (place, axis) = next((i, axis) for i, axis in enumerate(axes) if axis is not None)
+    traced.graph.eliminate_dead_code()
+    try:
+        made = program(traced, sizes, data, shared=True)
+    except Unsupported:
+        made = program(traced, sizes, data, shared=False)
+    kernels = [(PyCodeCache.load(text).kernel, length) for text, length in made.sums]
+    last, lengths = PyCodeCache.load(made.last).kernel, [math.prod(shape) for shape in made.shapes]
+    place, axis = next((i, axis) for i, axis in enumerate(axes) if axis is not None)
 
     def run(*arguments: Tensor) -> tuple[Tensor, ...]:
-        tasks = arguments[place].shape[axis]
-        outputs = [arguments[0].new_empty((tasks, *shape)) for shape in shapes]
-        kernel[(tasks,)](*arguments, *outputs, tasks, num_warps=WARPS)
-        return rest(*arguments, *outputs)
+        tasks, empty = arguments[place].shape[axis], arguments[place].new_empty
+        parts: list[Tensor] = []
+        for kernel, length in kernels:
+            out = empty(made.parts * tasks * length)
+            kernel[(tasks, made.parts)](*arguments, *parts, out, tasks, num_warps=SHARED_WARPS)
+            parts.append(out)
+        out = empty(tasks * sum(lengths))
+        last[(tasks, 1)](*arguments, *parts, out, tasks, num_warps=SHARED_WARPS if made.parts > 1 else WARPS)
+        found = out.split([tasks * length for length in lengths])
+        return made.rest(*arguments, *(one.view(tasks, *shape) for one, shape in zip(found, made.shapes, strict=True)))
 
     for found, expected in zip(run(*examples), function(*examples), strict=True):
         size = float(expected.abs().nan_to_num().max())

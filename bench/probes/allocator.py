@@ -14,6 +14,7 @@ from torch._C._autograd import _disable_profiler, _enable_profiler, _prepare_pro
 from torch._C._profiler import ProfilerConfig, ProfilerState, RecordScope, _ExperimentalConfig
 from torch.profiler import ProfilerActivity
 
+from amaml_core.engine import graphs
 from bench.probes.base import Measurement, collected, on_threads
 from bench.problems.base import BenchProblem, Gradient
 from bench.records import Cell
@@ -25,7 +26,8 @@ def measure(problem: BenchProblem, cell: Cell) -> Measurement:
     """``peak_allocated_bytes`` of one outer update above the resting level, after an update that is not counted.
 
     On the CPU from the profiler's allocation events, whose log grows with the update: past ``MAX_EVALUATIONS`` the
-    row says that it was not read. On CUDA from the caching allocator, in blocks as it rounds them and as requested.
+    row says that it was not read. On CUDA from the caching allocator, in blocks as it rounds them and as requested; of
+    an update in CUDA graphs with the peak inside of them, and ``captured_bytes``, what they and their pool keep.
     A peer that does not allocate through torch tells what its compiler laid out (``allocated_bytes``).
     """
     update = problem.update(cell, 0)
@@ -92,6 +94,11 @@ def _cuda_peaks(update: Callable[[], Gradient]) -> dict[str, int]:
         "peak_cuda_allocated_bytes": allocated,
         "peak_cuda_requested_bytes": requested,
     }
+    if graphs.alive:  # what runs in them takes its memory from their pool, which they keep: it is read at the capture
+        captured = graphs.sizes()
+        peaks["peak_allocated_bytes"] = peaks["peak_cuda_allocated_bytes"] = allocated + captured["graph_peak_bytes"]
+        del peaks["peak_cuda_requested_bytes"]
+        peaks |= captured | {"captured_bytes": captured["graph_pool_bytes"] + captured["graph_exec_bytes"] + allocated}
     with suppress(RuntimeError, ModuleNotFoundError, pynvml.NVMLError):  # context only: not every driver tells it
         peaks["device_used_bytes"] = torch.cuda.device_memory_used()
     return peaks
