@@ -182,7 +182,7 @@ class InnerProblem:
                 shapes = [part.shape for part in self.problem.split(self.start()[0]).values()]
                 try:
                     self.problem.compiled[key] = blocks.build(pure, arguments, axes, shapes, data), counted
-                except blocks.Unsupported:
+                except blocks.UnsupportedError:
                     self.problem.compiled[key] = None
             return self.problem.compiled[key]
 

@@ -4,15 +4,15 @@ A step's graph of operators becomes the source of one kernel. What belongs to a 
 the registers and the shared memory of its block; flat vectors of parameters are kept as the matrices that they are made
 of. Gradients and Hessian-vector products are sums over the examples: several blocks share a task's examples, and
 whoever needs such a sum adds their parts, always in the same order. Then a step is a kernel for each of its sums, each
-of which begins with what comes in between. What joins tasks, such as an error norm's maximum, comes last, as ordinary
-operators.
+of which begins with what comes in between, unless it holds so much that a kernel before does that. What joins tasks,
+such as an error norm's maximum, comes last, as ordinary operators.
 """
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,18 +25,20 @@ LARGEST = 2**13  # elements of a matrix that a block can hold several of
 MOST_PRODUCTS = 40  # of matrices in one kernel: each is written out, and more take minutes to compile
 ROWS = 32  # examples of a task that a block takes where several share them
 WARPS = 8  # of a block that has a task to itself
-SHARED_WARPS = 4  # of one that shares it
-MOST_SUMS = 12  # kernels of a step
+MOST_KERNELS = 24  # of a step
+LIGHT = 8  # products up to which a kernel of shared examples holds little enough for what comes before it too
+# Warps of a block that shares its task, and how float32 is multiplied: in full, or where that takes more registers than
+# there are, by the matrix units in three passes, which leave an error of rounding.
+LIGHT_KERNEL, HEAVY_KERNEL = (4, "ieee"), (2, "tf32x3")
 CLOSE = 1e-2  # a kernel's results to those of the operators one by one, at its first arguments
-PRECISION = "ieee"  # of products: full float32; the matrix units' "tf32x3" needs more registers than there are
 
 
-class Unsupported(Exception):
+class UnsupportedError(Exception):
     """The step does not fit into a block's kernel."""
 
 
-class SumNeeded(Exception):
-    """A sum over the examples is needed as a whole, so that another kernel must have written its parts."""
+class NeededError(Exception):
+    """Another kernel must have written this node: a sum over the examples, or what a heavy kernel begins with."""
 
     def __init__(self, node: fx.Node) -> None:
         super().__init__(node.name)
@@ -90,7 +92,7 @@ def canonical(shape: Sequence[int]) -> tuple[int, int]:
     """Rows and columns of a tensor of at most two axes that are longer than 1."""
     long = [length for length in shape if length != 1]
     if len(long) > 2:
-        raise Unsupported(f"{len(long)} axes")
+        raise UnsupportedError(f"{len(long)} axes")
     if len(long) == 2:
         return long[0], long[1]
     if not long:
@@ -152,8 +154,9 @@ class _Writer:
         sizes: the shapes of the adapted parameters, in the order of the flat vector.
         data: which of the graph's inputs hold examples along the axis after that of the tasks.
         shared: whether several blocks share a task's examples.
-        known: the sums that other kernels have written, in the order in which their memory is handed on.
-        target: the sum that this kernel is to write, if it is one that writes a sum.
+        known: what other kernels have written, in the order in which their memory is handed on, and in how many parts.
+        target: what this kernel is to write, if not the step's results.
+        heavy: whether it leaves to other kernels what comes before its sum.
     """
 
     def __init__(
@@ -162,11 +165,12 @@ class _Writer:
         sizes: Sequence[tuple[int, ...]],
         data: Sequence[int],
         shared: bool,
-        known: Sequence[fx.Node] = (),
+        known: Mapping[fx.Node, int],
         target: fx.Node | None = None,
+        heavy: bool = False,
     ) -> None:
         self.data, self.examples, self.parts = set(data), 0, 1
-        self.known, self.target = list(known), target
+        self.known, self.target, self.heavy = dict(known), target, heavy
         self.pieces = [canonical(shape) for shape in sizes]
         self.lengths = [math.prod(shape) for shape in sizes]
         self.dim = sum(self.lengths)
@@ -185,7 +189,7 @@ class _Writer:
         others = {length for shape in (*sizes, *(shape[2:] for shape in used)) for length in (*shape, math.prod(shape))}
         self.examples = found.pop() if len(found) == 1 else 0
         if self.examples < ROWS or self.examples in others | {self.dim, STAND_IN}:
-            raise Unsupported("examples that cannot be told from other numbers, or few")
+            raise UnsupportedError("examples that cannot be told from other numbers, or few")
         self.parts = -(-self.examples // ROWS)
         self.own = -(-self.examples // self.parts)
 
@@ -193,7 +197,7 @@ class _Writer:
 
     def new(self, text: str, shape: Sequence[int], matrix: tuple[int, int], clean: bool, kind: str = "free") -> Block:
         if self.padded(matrix[0]) * self.padded(matrix[1]) > LARGEST:
-            raise Unsupported(f"a matrix of {matrix[0]} x {matrix[1]}")
+            raise UnsupportedError(f"a matrix of {matrix[0]} x {matrix[1]}")
         name = f"v{len(self.lines)}"
         self.lines.append(f"{name} = {text}")
         return Block(name, tuple(shape), matrix, clean, kind)
@@ -208,7 +212,7 @@ class _Writer:
         if "sum" not in kinds:
             return "rows" if "rows" in kinds else "free"
         if not linear or "rows" in kinds or kinds.count("sum") > 1:
-            raise SumNeeded(of[kinds.index("sum")])
+            raise NeededError(of[kinds.index("sum")])
         return "sum"
 
     def once(self, block: Block) -> Block:
@@ -240,7 +244,7 @@ class _Writer:
 
     def added(self, node: Any) -> Block | Flat:
         """A sum of which other blocks have written the parts."""
-        shape, pointer = self.own_shape(node), f"sum{self.known.index(node)}"
+        shape, pointer = self.own_shape(node), f"sum{list(self.known).index(node)}"
         size = math.prod(shape)
 
         def whole(start: int, own: Sequence[int], matrix: tuple[int, int]) -> Block:
@@ -248,7 +252,7 @@ class _Writer:
             at = f"{pointer} + task * {size} + {start} + {row} * {matrix[1]} + {column}"
             each = [
                 f"tl.load({at} + {part} * tasks * {size}, mask={self.inside(matrix)}, other=0.0)"
-                for part in range(self.parts)
+                for part in range(self.known[node])
             ]
             return self.new(" + ".join(each), own, matrix, True)
 
@@ -262,7 +266,7 @@ class _Writer:
         if isinstance(value, int | float | bool):
             return Block(repr(float(value)) if not isinstance(value, bool) else repr(value), (), (1, 1), False)
         if not isinstance(value, fx.Node):
-            raise Unsupported(f"an argument {value!r}")
+            raise UnsupportedError(f"an argument {value!r}")
         found = self.value(value)
         if isinstance(found, Source):
             found = self.values[value] = self.load(found)
@@ -271,7 +275,7 @@ class _Writer:
     def block(self, value: Any) -> Block:
         found = self.loaded(value)
         if isinstance(found, Flat):
-            raise Unsupported("a flat vector where a matrix is needed")
+            raise UnsupportedError("a flat vector where a matrix is needed")
         return found
 
     def load(self, source: Source) -> Block | Flat:
@@ -279,7 +283,7 @@ class _Writer:
         base = source.offset
         if source.tasks is not None:
             if math.prod(source.shape[: source.tasks]) != 1:
-                raise Unsupported("an axis before that of the tasks")
+                raise UnsupportedError("an axis before that of the tasks")
             base = f"{base} + task * {math.prod(own)}"
         if own == [self.dim]:
             pieces, start = [], 0
@@ -321,13 +325,13 @@ class _Writer:
             place = self.inputs.index(node)
             return Source(f"in{place}", shape, axis, place in self.data)
         if node.op != "call_function":
-            raise Unsupported(node.op)
+            raise UnsupportedError(node.op)
         if target is operator.getitem:
             return self.value(node.args[0])[node.args[1]]
         if target is ATEN.split_with_sizes.default:
-            flat = self.loaded(node.args[0])
+            flat = self.begun(node.args[0])
             if not isinstance(flat, Flat) or list(node.args[1]) != self.lengths:
-                raise Unsupported("a split of something else than the parameters")
+                raise UnsupportedError("a split of something else than the parameters")
             return flat.pieces
         name = target.__name__.split(".")[0] if hasattr(target, "__name__") else str(target)
         shape = self.own_shape(node)
@@ -358,7 +362,7 @@ class _Writer:
             return self.pointwise(text, [node.args[0]], shape, keeps)
         if name in BINARY:
             if node.kwargs:
-                raise Unsupported(f"{target} with {node.kwargs}")
+                raise UnsupportedError(f"{target} with {node.kwargs}")
             return self.pointwise(BINARY[name], node.args[:2], shape, name in STAY_CLEAN)
         if target is ATEN.pow.Tensor_Scalar and node.args[1] == 0:
             return Block("1.0", shape, (1, 1), False)
@@ -370,7 +374,7 @@ class _Writer:
             return self.pointwise("tl.where({0}, {1}, {2})", node.args, shape, False)
         if name in ("sum", "mean", "linalg_vector_norm", "amax"):
             return self.reduced(node, name, shape)
-        raise Unsupported(str(target))
+        raise UnsupportedError(str(target))
 
     def _part(self, node: Any, source: Source) -> Source | None:
         """A part of an argument that is only a place in memory: one of several steps, one of several numbers."""
@@ -381,7 +385,7 @@ class _Writer:
                 size = " * ".join("tasks" if length == STAND_IN else str(length) for length in rest) or "1"
                 tasks = None if source.tasks is None else source.tasks - 1
                 return replace(source, shape=rest, tasks=tasks, offset=f"{source.offset} + {index} * {size}")
-            raise Unsupported("a selection")
+            raise UnsupportedError("a selection")
         if node.target in RESHAPES and source.tasks in (None, 0):
             shape = tuple(node.meta["val"].shape)
             kept = not source.examples or self.parts == 1 or shape[1:2] == (self.examples,)
@@ -392,10 +396,10 @@ class _Writer:
     def reshaped(self, value: Block | Flat, shape: tuple[int, ...]) -> Block | Flat:
         if isinstance(value, Flat):
             if math.prod(shape) != self.dim or len([n for n in shape if n != 1]) > 1:
-                raise Unsupported("a flat vector in another shape")
+                raise UnsupportedError("a flat vector in another shape")
             return value
         if math.prod(value.shape) != math.prod(shape):
-            raise Unsupported("a reshape")
+            raise UnsupportedError("a reshape")
         return replace(value, shape=shape)
 
     def expanded(self, value: Block | Flat, shape: tuple[int, ...]) -> Block | Flat:
@@ -412,7 +416,7 @@ class _Writer:
         if math.prod(value.shape) == math.prod(shape):
             want = matrix
         elif matrix != canonical(shape):
-            raise Unsupported("a spread over a matrix in another form")
+            raise UnsupportedError("a spread over a matrix in another form")
         else:
             long = [axis for axis, length in enumerate(shape) if length != 1]
             if len(long) < 2:
@@ -426,7 +430,7 @@ class _Writer:
             return self.new(f"tl.trans({value.name})", value.shape, want, value.clean, value.kind)
         if all(have in (1, need) for have, need in zip(value.matrix, want, strict=True)):
             return value  # spread already
-        raise Unsupported(f"{value.matrix} as {want}")
+        raise UnsupportedError(f"{value.matrix} as {want}")
 
     def pointwise(self, text: str, operands: Sequence[Any], shape: tuple[int, ...], keeps: bool) -> Block | Flat:
         found = [self.loaded(operand) for operand in operands]
@@ -458,7 +462,7 @@ class _Writer:
         for index, matrix in enumerate(self.pieces):
             own = [one.pieces[index] if isinstance(one, Flat) else one for one in found]
             if any(one.matrix not in ((1, 1), matrix) for one in own):
-                raise Unsupported("a flat vector with something that is none")
+                raise UnsupportedError("a flat vector with something that is none")
             own, kind = self._terms(text, own, of)
             clean = keeps and all(one.clean for one in own if one.matrix == matrix)
             clean = clean and (text == BINARY["mul"] or all(one.matrix == matrix for one in own))
@@ -502,8 +506,8 @@ class _Writer:
             return self.new(text, shape, (1, columns), True, kind)
         self.products += 1
         if self.products > MOST_PRODUCTS:
-            raise Unsupported("too many products")
-        text = f'tl.dot({a.name}, {b.name}, input_precision="{PRECISION}")'
+            raise UnsupportedError("too many products")
+        text = f"tl.dot({a.name}, {b.name}, input_precision=PRECISION)"
         return self.new(text, shape, (rows, columns), True, kind)
 
     def over_examples(self, length: int, kind: str, operands: Sequence[Any]) -> str:
@@ -511,7 +515,7 @@ class _Writer:
         if self.parts == 1 or length != self.examples:
             return kind
         if kind == "sum":
-            raise SumNeeded(next(one for one in operands if self.block(one).kind == "sum"))
+            raise NeededError(next(one for one in operands if self.block(one).kind == "sum"))
         return "sum"
 
     def spread(self, value: Block, matrix: tuple[int, int]) -> Block:
@@ -529,20 +533,20 @@ class _Writer:
         dims = node.args[2] if name == "linalg_vector_norm" and len(node.args) > 2 else None
         dims = node.args[1] if name != "linalg_vector_norm" and len(node.args) > 1 else dims
         if name == "linalg_vector_norm" and len(node.args) > 1 and node.args[1] != 2:
-            raise Unsupported("another norm")
+            raise UnsupportedError("another norm")
         if not dims or node.kwargs:
-            raise Unsupported("a sum over everything")
+            raise UnsupportedError("a sum over everything")
         axes = {axis % tensor.ndim for axis in dims}
         if any(tensor.shape[axis] == STAND_IN for axis in axes):
-            raise Unsupported("a sum over the tasks")
+            raise UnsupportedError("a sum over the tasks")
         value = self.loaded(node.args[0])
         square = name == "linalg_vector_norm"
         if isinstance(value, Flat):
             if name == "amax":
-                raise Unsupported("a maximum of a flat vector")
+                raise UnsupportedError("a maximum of a flat vector")
             kind = value.pieces[0].kind
             if kind == "sum":
-                raise SumNeeded(node.args[0])
+                raise NeededError(node.args[0])
             cleaned = [self.cleaned(piece) for piece in value.pieces]
             sums = [f"tl.sum({one.name} * {one.name})" if square else f"tl.sum({one.name})" for one in cleaned]
             text, count = " + ".join(sums), self.dim
@@ -554,7 +558,7 @@ class _Writer:
             if value.matrix == (1, 1):
                 text = {"sum": f"{value.name} * {float(count)}", "mean": value.name}.get(name, "")
                 if not text or (count > 1 and name == "mean" and value.name.startswith("v") is False):
-                    raise Unsupported("a reduction of a number")
+                    raise UnsupportedError("a reduction of a number")
                 return self.new(f"tl.full([1, 1], 0.0, tl.float32) + {text}", shape, (1, 1), False)
             if not over:
                 return replace(value, shape=shape)
@@ -562,7 +566,7 @@ class _Writer:
             for axis in (axis for axis in long if axis in axes):
                 kind = self.over_examples(tensor.shape[axis], kind, node.args[:1])
             if kind == "sum" and name in ("amax", "linalg_vector_norm"):
-                raise Unsupported("a norm over the examples")
+                raise UnsupportedError("a norm over the examples")
             if name == "amax":
                 text = f"tl.where({self.inside(value.matrix)}, {value.name}, float('-inf'))"
                 call = "tl.max"
@@ -585,28 +589,36 @@ class _Writer:
     def joined(self, node: Any) -> Flat:
         parts = node.args[0]
         if [math.prod(self.own_shape(part)) for part in parts] != self.lengths:
-            raise Unsupported("parts that are not the parameters'")
+            raise UnsupportedError("parts that are not the parameters'")
         pieces = []
         for part, matrix, length in zip(parts, self.pieces, self.lengths, strict=True):
             pieces.append(self.spread(self.fit(self.block(part), (length,), matrix), matrix))
         if any(one.kind == "sum" for one in pieces):
             if node is not self.target:
-                raise SumNeeded(node)
+                raise NeededError(node)
             pieces = [self.once(one) for one in pieces]
         return Flat(tuple(replace(one, shape=(n,)) for one, n in zip(pieces, self.lengths, strict=True)))
 
+    def begun(self, node: Any) -> Block | Flat:
+        """A flat vector from which a heavy kernel begins: it is read, not computed."""
+        while node.target in SAME and node not in self.known:
+            node = node.args[0]
+        if self.heavy and node.op == "call_function" and node not in self.known:
+            raise NeededError(node)
+        return self.loaded(node)
+
     def sliced(self, node: Any) -> Any:
-        value, length = self.loaded(node.args[0]), node.args[0].meta["val"].shape[node.args[1]]
+        value, length = self.begun(node.args[0]), node.args[0].meta["val"].shape[node.args[1]]
         _, start, end = (*node.args[1:], 0, length)[:3]
         start, end = start or 0, min(end, length)
         if (start, end) == (0, length):
             return value
         ends = [sum(self.lengths[: index + 1]) for index in range(len(self.lengths))]
         if not isinstance(value, Flat) or end not in ends or len(node.args) > 4:
-            raise Unsupported("a slice")
+            raise UnsupportedError("a slice")
         index = ends.index(end)
         if end - start != self.lengths[index]:
-            raise Unsupported("a slice across parameters")
+            raise UnsupportedError("a slice across parameters")
         return value.pieces[index]
 
     # --- results
@@ -624,7 +636,7 @@ class _Writer:
 
     def _put(self, base: str, value: Block, matrix: tuple[int, int]) -> None:
         if value.kind == "rows":
-            raise Unsupported("a result along the examples")
+            raise UnsupportedError("a result along the examples")
         value = self.once(self.spread(value, matrix))
         row, column = self.ranges(matrix)
         at = f"out + {base} + {row} * {matrix[1]} + {column}"
@@ -649,14 +661,14 @@ class Program:
     """A step as kernels and what follows.
 
     Attributes:
-        sums: the kernels that each write the parts of a sum, and the length of its own part of a task.
+        kernels: those before the last one: the text, numbers of a task, parts, warps.
         last: the kernel that writes the results.
         shapes: of these, without the axis of tasks.
         parts: blocks that share a task.
         rest: the step's results from its arguments and those of the last kernel.
     """
 
-    sums: list[tuple[str, int]]
+    kernels: list[tuple[str, int, int, int]]
     last: str
     shapes: list[tuple[int, ...]]
     parts: int
@@ -667,29 +679,34 @@ def program(graph: fx.GraphModule, sizes: Sequence[tuple[int, ...]], data: Seque
     """A graph's kernels; arguments as for ``_Writer``.
 
     Raises:
-        Unsupported: an operator, a shape or a size has no place in a block.
+        UnsupportedError: an operator, a shape or a size has no place in a block.
     """
-    known: list[fx.Node] = []
-    sums: list[tuple[str, int]] = []
+    known: dict[fx.Node, int] = {}
+    kernels: list[tuple[str, int, int, int]] = []
+    heavy: set[fx.Node] = set()
     while True:
         try:
             last, shapes, parts, rest = _last(graph, _Writer(graph, sizes, data, shared, known))
-            return Program(sums, last, shapes, parts, rest)
-        except SumNeeded as needed:
+            return Program(kernels, last, shapes, parts, rest)
+        except NeededError as needed:
             target = needed.node
         while target not in known:
-            writer = _Writer(graph, sizes, data, shared, known, target)
+            writer = _Writer(graph, sizes, data, shared, known, target, target in heavy)
             try:
                 value, shape = writer.loaded(target), writer.own_shape(target)
-            except SumNeeded as needed:
-                if needed.node is target or len(sums) == MOST_SUMS:
-                    raise Unsupported("sums over examples that need each other") from None
+            except NeededError as needed:
+                if needed.node is target or len(kernels) == MOST_KERNELS:
+                    raise UnsupportedError("sums over examples that need each other") from None
                 target = needed.node
                 continue
+            if writer.products > LIGHT and target not in heavy:
+                heavy.add(target)
+                continue
+            pieces = value.pieces if isinstance(value, Flat) else [value]
+            known[target] = writer.parts if any(one.kind == "sum" for one in pieces) else 1
             writer.store(0, math.prod(shape), value, shape)
-            sums.append((_text(writer), math.prod(shape)))
-            known.append(target)
-            break
+            warps = (LIGHT_KERNEL if writer.products <= LIGHT else HEAVY_KERNEL)[0]
+            kernels.append((_text(writer), math.prod(shape), known[target], warps))
 
 
 def _last(graph: fx.GraphModule, writer: _Writer) -> tuple[str, list[tuple[int, ...]], int, fx.GraphModule]:
@@ -705,14 +722,14 @@ def _last(graph: fx.GraphModule, writer: _Writer) -> tuple[str, list[tuple[int, 
         shape = node.meta["val"].shape
         if shape[:1] == (STAND_IN,):
             if node.meta["val"].dtype != torch.float32:
-                raise Unsupported("results that are no numbers")
+                raise UnsupportedError("results that are no numbers")
             value = writer.loaded(node)
             if any(one.kind == "sum" for one in (value.pieces if isinstance(value, Flat) else [value])):
-                raise SumNeeded(node)
+                raise NeededError(node)
             written[node] = value
             return
         if node.op != "call_function" or any(STAND_IN in arg for arg in node.args if isinstance(arg, list | tuple)):
-            raise Unsupported("a result in another order")
+            raise UnsupportedError("a result in another order")
         for one in node.all_input_nodes:
             want(one)
         late[node] = None
@@ -720,7 +737,7 @@ def _last(graph: fx.GraphModule, writer: _Writer) -> tuple[str, list[tuple[int, 
     for node in results:
         want(node)
     if not written:
-        raise Unsupported("no result of its own")
+        raise UnsupportedError("no result of its own")
     shapes, start = [writer.own_shape(node) for node in written], 0
     total = sum(map(math.prod, shapes))
     for value, shape in zip(written.values(), shapes, strict=True):
@@ -735,10 +752,14 @@ def _last(graph: fx.GraphModule, writer: _Writer) -> tuple[str, list[tuple[int, 
 
 
 def _text(writer: _Writer) -> str:
-    names = [f"in{i}" for i in range(len(writer.inputs))] + [f"sum{i}" for i in range(len(writer.known))] + ["out"]
+    given = [node for node in writer.known if node is not writer.target]
+    names = [f"in{i}" for i in range(len(writer.inputs))] + [f"sum{i}" for i in range(len(given))] + ["out"]
     left = [f"left = tl.minimum({writer.examples} - part * {writer.own}, {writer.own})"] if writer.parts > 1 else []
     body = "\n    ".join([*left, *writer.index, *writer.lines])
-    return HEADER.format(names=[*names, "tasks"], arguments=", ".join(names), body=body)
+    _, precision = LIGHT_KERNEL if writer.parts > 1 and writer.products <= LIGHT else HEAVY_KERNEL
+    return HEADER.format(
+        names=[*names, "tasks"], arguments=", ".join(names), body=body.replace("PRECISION", f'"{precision}"')
+    )
 
 
 def build(
@@ -758,7 +779,7 @@ def build(
         data: which of the arguments hold examples along their second axis.
 
     Raises:
-        Unsupported: it does not fit.
+        UnsupportedError: it does not fit.
     """
     from torch._decomp import core_aten_decompositions
     from torch._inductor.codecache import PyCodeCache
@@ -766,7 +787,7 @@ def build(
     from torch.fx.experimental.proxy_tensor import make_fx
 
     if any(example.dtype != torch.float32 for example in examples):
-        raise Unsupported("other numbers than float32")
+        raise UnsupportedError("other numbers than float32")
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fakes = [
             mode.from_tensor(example)
@@ -780,30 +801,30 @@ def build(
         table: Any = core_aten_decompositions()
         traced = make_fx(lambda *arguments: tuple(function(*arguments)), decomposition_table=table)(*fakes)
     if any(node.op == "get_attr" for node in traced.graph.nodes):
-        raise Unsupported("a tensor that is closed over")
+        raise UnsupportedError("a tensor that is closed over")
     traced.graph.eliminate_dead_code()
     try:
         made = program(traced, sizes, data, shared=True)
-    except Unsupported:
+    except UnsupportedError:
         made = program(traced, sizes, data, shared=False)
-    kernels = [(PyCodeCache.load(text).kernel, length) for text, length in made.sums]
+    kernels = [(PyCodeCache.load(text).kernel, *others) for text, *others in made.kernels]
     last, lengths = PyCodeCache.load(made.last).kernel, [math.prod(shape) for shape in made.shapes]
     place, axis = next((i, axis) for i, axis in enumerate(axes) if axis is not None)
 
     def run(*arguments: Tensor) -> tuple[Tensor, ...]:
         tasks, empty = arguments[place].shape[axis], arguments[place].new_empty
-        parts: list[Tensor] = []
-        for kernel, length in kernels:
-            out = empty(made.parts * tasks * length)
-            kernel[(tasks, made.parts)](*arguments, *parts, out, tasks, num_warps=SHARED_WARPS)
-            parts.append(out)
+        written: list[Tensor] = []
+        for kernel, length, parts, warps in kernels:
+            out = empty(parts * tasks * length)
+            kernel[(tasks, parts)](*arguments, *written, out, tasks, num_warps=warps)
+            written.append(out)
         out = empty(tasks * sum(lengths))
-        last[(tasks, 1)](*arguments, *parts, out, tasks, num_warps=SHARED_WARPS if made.parts > 1 else WARPS)
+        last[(tasks, 1)](*arguments, *written, out, tasks, num_warps=LIGHT_KERNEL[0] if made.parts > 1 else WARPS)
         found = out.split([tasks * length for length in lengths])
         return made.rest(*arguments, *(one.view(tasks, *shape) for one, shape in zip(found, made.shapes, strict=True)))
 
     for found, expected in zip(run(*examples), function(*examples), strict=True):
         size = float(expected.abs().nan_to_num().max())
         if not torch.allclose(found, expected, rtol=CLOSE, atol=CLOSE * size, equal_nan=True):
-            raise Unsupported("other results than those of the operators")
+            raise UnsupportedError("other results than those of the operators")
     return run
