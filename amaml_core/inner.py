@@ -92,11 +92,8 @@ class InnerProblem:
     def whole(self, function: Callable[[InnerProblem, Tensor], Any], key: Hashable, horizon: Tensor) -> Any:
         """``function(self, horizon)``, on CUDA captured as one graph in the engines that capture.
 
-        Args:
-            function: reads nothing from the device; returns any structure of tensors and plain values, and the same
-                plain values each time.
-            key: what it depends on besides.
-            horizon: ``[B]``.
+        ``function`` reads nothing from the device and returns any structure of tensors and plain values, the same plain
+        values each time; ``key``: on what it depends besides.
         """
         if not self.captures:
             return function(self, horizon)
@@ -116,7 +113,7 @@ class InnerProblem:
         return function(alone, horizon)
 
     def _recorded(self, function: Callable[[InnerProblem, Tensor], Any], arguments: Sequence[Tensor]) -> Any:
-        """See ``whole``: the graph, what it counts and the structure of its results; None where it cannot be."""
+        """The graph of ``whole``, what it counts and the structure of its results; None where it cannot be."""
         last: list[Any] = []
 
         def call(horizon: Tensor, *inputs: Tensor) -> list[Tensor]:
@@ -140,9 +137,7 @@ class InnerProblem:
         except InputError:
             raise
         except RuntimeError as error:
-            self.problem.tell(
-                f"No CUDA graph of it could be captured ({first_line(error)}); its kernels are launched one by one."
-            )
+            self.problem.tell(f"No CUDA graph of it could be captured ({first_line(error)}); kernels go one by one.")
             return None
 
     def run(self, step: Step, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -156,8 +151,10 @@ class InnerProblem:
     @cached_property
     def _on_blocks(self) -> bool:
         """Whether steps are written as kernels of a thread block a task: see ``engine.blocks``."""
-        fits = self.problem.engine == "compiled" and graphs.possible(self.theta.device)
-        return fits and self._block(_detached_gradient, (self.start().contiguous(),)) is not None
+        if self.problem.engine != "compiled" or not graphs.possible(self.theta.device):
+            return False
+        batched = all(manner.batched for manner in self.manners)
+        return batched and self._block(_detached_gradient, (self.start().contiguous(),)) is not None
 
     def _blocked(self, step: Step, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """A step as one kernel; if it has no place in one, its parts as theirs."""

@@ -1,8 +1,4 @@
-"""What is captured and replayed gives the bits of the eager engine, reads nothing on its way, and lets go.
-
-Where there is no card a stand-in takes the graph's place: it refuses reads while it captures, and a replay computes
-again from the captured arguments into the captured results.
-"""
+"""What is captured and replayed gives the bits of the eager engine, reads nothing on its way, and lets go."""
 
 import gc
 import warnings
@@ -10,9 +6,9 @@ import warnings
 import oracles
 import pytest
 import torch
+from stand_in import StandIn
 from torch import nn
 from torch.nn.functional import mse_loss
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import amaml_core as am
 from amaml_core.engine import graphs
@@ -38,35 +34,6 @@ STEPS = {
     "amaml-stopping": ("amaml", {"forward": "rk4", "backward": "rk4", "stopping": am.QueryLoss(1)}),
 }
 METHODS = WHOLE | STEPS
-
-
-class NoReads(TorchDispatchMode):
-    """Refuses what a capture refuses."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
-            raise RuntimeError("operation not permitted when stream is capturing")
-        return func(*args, **(kwargs or {}))
-
-
-class StandIn:
-    """Takes the place of ``graphs.record``; counts captures and replays."""
-
-    def __init__(self):
-        self.captures = self.replays = 0
-
-    def __call__(self, call):
-        self.captures += 1
-        call()
-        with NoReads():
-            outputs = call()
-
-        def replay():
-            self.replays += 1
-            for output, value in zip(outputs, call(), strict=True):
-                output.copy_(value)
-
-        return graphs.Recording(replay, outputs)
 
 
 @pytest.fixture
