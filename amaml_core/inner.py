@@ -23,6 +23,7 @@ from amaml_core.errors import InputError, first_line
 from amaml_core.problem import MetaProblem
 from amaml_core.tasks import TaskBatch
 
+FEW = 1000  # numbers of a tensor on the host that a kernel may have been given as they were
 Step = Callable[..., tuple[Tensor, ...]]
 """A pure, hashable function (inner problem, *tensors) -> tensors: what the engine compiles as a whole."""
 
@@ -346,7 +347,8 @@ def _memory(value: object) -> Hashable:
     """Of a tensor that model or loss holds: where a graph reads it, or what it reads from the host only once."""
     if not isinstance(value, Tensor) or value.layout != torch.strided:
         return None
-    return value.data_ptr() if graphs.possible(value.device) else str(value.tolist())
+    alone = value.is_cpu and value.numel() <= FEW  # a larger one no capture reads
+    return str(value.tolist()) if alone else value.data_ptr()
 
 
 def _kind(tensor: Tensor) -> Hashable:

@@ -49,7 +49,9 @@ class Metric:
 METRICS: dict[str, Metric] = {
     "outer_update_seconds": Metric("s", "lower", "timing_key", "median time of one meta-gradient"),
     "floor_seconds": Metric("s", "lower", "timing_key", "its matrix products and activations alone"),
-    "compile_seconds": Metric("s", "lower", "timing_key", "compiling before the first update, cache on disk used"),
+    "compile_seconds": Metric(
+        "s", "lower", "timing_key", "compiling and capturing before the first update, cache on disk used"
+    ),
     "peak_live_bytes": Metric("B", "lower", "counter_key", "peak tensor bytes above the resting level, eager engine"),
     "peak_saved_bytes": Metric("B", "lower", "counter_key", "the most of it that autograd held for a backward pass"),
     "peak_allocated_bytes": Metric("B", "lower", "counter_key", "the allocator's own peak above the resting level"),
