@@ -315,8 +315,9 @@ def _judged(done: Outcome, flags: Tensor, inner: InnerProblem) -> list[Status]:
     """Each task's status. This is the only place where the host waits for an update that ends well."""
     lost, *raised = flags.tolist()
     found = [OK] * len(lost)
-    for doubt, holds in reversed([*zip(done.doubts, raised, strict=True)]):
-        for index in (index for index, held in enumerate(holds) if held):
+    for index in range(len(lost)):
+        doubt = next((doubt for doubt, holds in zip(done.doubts, raised, strict=True) if holds[index]), None)
+        if doubt is not None:
             told = doubt.remedy if doubt.figure is None else doubt.remedy.format(float(doubt.figure[index]))
             found[index] = Status(doubt.code, told)
     if any(lost):
