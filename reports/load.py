@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -234,20 +234,24 @@ def _by_name(
     options: Callable[[Record], Mapping[str, Any]],
     skip: Sequence[str],
 ) -> list[str]:
-    """For each record, "key=value" of the options in which it departs from most records of the same name."""
-    counts: dict[tuple[tuple[str, str], str], Counter[str]] = defaultdict(Counter)
+    """For each record, "key=value" of the options in which it departs from most records of the same name.
+
+    An option that came later is named where it is not at its default: whoever lacks what most others name has "no key".
+    """
+    counts: dict[tuple[str, str], dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
     total = Counter(name(record) for record in records)
     for record in records:
         for key, value in options(record).items():
-            counts[name(record), key][canonical_json(value)] += 1
-    return [
-        ", ".join(
-            f"{key}={plain(value)}"
-            for key, value in sorted(options(record).items())
-            if key not in skip and 2 * counts[name(record), key][canonical_json(value)] <= total[name(record)]
-        )
-        for record in records
-    ]
+            counts[name(record)][key][canonical_json(value)] += 1
+
+    def odd(record: Record) -> Iterator[str]:
+        own, every = options(record), total[name(record)]
+        for key, values in sorted(counts[name(record)].items()):
+            alike = values[canonical_json(own[key])] if key in own else every - values.total()
+            if key not in skip and 2 * alike <= every:
+                yield f"{key}={plain(own[key])}" if key in own else f"no {key}"
+
+    return [", ".join(odd(record)) for record in records]
 
 
 def plain(value: Any) -> str:

@@ -98,6 +98,20 @@ def test_only_departures_from_the_usual_options_are_labelled(make):
     assert tabulate(made[1:]).label.tolist() == ["remat-maml (segment=1)", "remat-maml (segment=sqrt)"]
 
 
+def test_an_option_that_is_named_where_it_was_given_is_missed_where_most_have_it(make):
+    given = {"command_buffers": True}
+    assert tabulate([make(method="diffrax", options=one) for one in (given, given, {})]).label.tolist() == [
+        "diffrax",
+        "diffrax",
+        "diffrax (no command_buffers)",
+    ]
+    assert tabulate([make(method="diffrax", options=one) for one in (given, {}, {})]).label.tolist() == [
+        "diffrax (command_buffers=true)",
+        "diffrax",
+        "diffrax",
+    ]
+
+
 def test_states_default_to_the_inner_steps(make):
     made = [
         make(options={"num_states": None}),
