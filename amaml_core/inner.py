@@ -1,4 +1,4 @@
-"""One batch of tasks: its inner objective and query loss as functions of u alone, counted, in either engine."""
+"""One batch of tasks: its inner objective and query loss as functions of u alone, counted, in any engine."""
 
 from __future__ import annotations
 
@@ -74,9 +74,7 @@ class InnerProblem:
         self.captured = False
         self.captures = problem.engine != "eager" and graphs.possible(theta.device)
         if problem.engine == "graphed" and not self.captures:
-            raise InputError(
-                f'engine="graphed" needs CUDA, and theta is on {theta.device}; move model and tasks there.'
-            )
+            raise InputError(f'engine="graphed" needs CUDA\'s current device; theta is on {theta.device}: move it all.')
         losses = {"inner_loss": problem.inner_loss, "outer_loss": problem.outer_loss}
         self.reads = captured(**losses, model=problem.model)
         self.manners = (
@@ -110,7 +108,9 @@ class InnerProblem:
                 found = iter(graph(*arguments))
                 return tree_unflatten([next(found) if other is Tensor else other for other in others], structure)
         alone = copy.copy(self)
-        alone.problem, alone.captures = self.problem.with_engine("eager"), False
+        alone.captures = False
+        if self.problem.engine == "graphed":
+            alone.problem = self.problem.with_engine("eager")
         return function(alone, horizon)
 
     def _recorded(self, function: Callable[[InnerProblem, Tensor], Any], arguments: Sequence[Tensor]) -> Any:
@@ -158,7 +158,7 @@ class InnerProblem:
         return batched and self._block(_detached_gradient, (self.start().contiguous(),)) is not None
 
     def _blocked(self, step: Step, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """A step as one kernel; if it has no place in one, its parts as theirs."""
+        """A step as kernels of its own; if it has no place in such, its parts as theirs."""
         tensors = tuple(tensor.contiguous() for tensor in tensors)
         if (found := self._block(step, tensors)) is None:
             return step(self, *tensors)

@@ -222,8 +222,10 @@ class MetaProblem:
                 state[name] = parts[source].clone()  # no entry shares memory with θ or with the model
         return state
 
-    def check_theta(self, theta: Tensor) -> None:
+    def check_theta(self, theta: Tensor, *, values: bool = True) -> None:
         """Refuse a θ that does not fit the model.
+
+        ``values``: whether its values are looked at too, for which CUDA has to end all that was launched before.
 
         Raises:
             InputError: wrong shape, values that are not finite, or a dtype or device that the frozen part lacks.
@@ -231,8 +233,8 @@ class MetaProblem:
         if not isinstance(theta, Tensor) or theta.shape != (self.dim,):
             found = list(theta.shape) if isinstance(theta, Tensor) else type(theta).__name__
             raise InputError(f"theta is {found}; this problem needs a tensor of shape [{self.dim}].")
-        if not theta.dtype.is_floating_point or (not theta.is_cuda and not bool(torch.isfinite(theta).all())):
-            raise InputError(NOT_FINITE)  # on CUDA a look at its values would wait for all that was launched before
+        if not theta.dtype.is_floating_point or (values and not bool(torch.isfinite(theta).all())):
+            raise InputError(NOT_FINITE)
         for name, value in self.frozen().items():
             if value.device != theta.device or (value.dtype.is_floating_point and value.dtype != theta.dtype):
                 raise InputError(

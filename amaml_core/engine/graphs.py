@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -10,6 +11,8 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor
+
+from amaml_core.engine.threads import one_at_a_time
 
 MOST = 32  # graphs that a problem keeps at once; the oldest goes first, and its memory with it
 
@@ -22,6 +25,7 @@ class Recording:
         replay: launches everything again, on the same memory.
         outputs: what the captured call returned; each replay overwrites them.
         graph: what holds the memory.
+        turn: entered around a replay and the copies before and after it.
         peak_bytes: the most that was allocated at once inside.
         pool_bytes: by how much the graphs' pool grew for it.
         exec_bytes: of the executable graph, which lies outside torch's allocator.
@@ -30,22 +34,23 @@ class Recording:
     replay: Callable[[], None]
     outputs: tuple[Tensor, ...]
     graph: Any = None
+    turn: Callable[[], AbstractContextManager[None]] = nullcontext
     peak_bytes: int = 0
     pool_bytes: int = 0
     exec_bytes: int = 0
 
 
 def possible(device: torch.device) -> bool:
-    """Whether there are graphs on this device."""
-    return device.type == "cuda"
+    """Whether there are graphs on this device: they are captured on the current one of CUDA."""
+    return device.type == "cuda" and device.index in (None, torch.cuda.current_device())
 
 
 class Graph:
     """A function of tensors, captured for the shapes of the examples, that is replayed on copies of its arguments.
 
     Results are copies too: nothing that is handed out lies in the graph's memory. All graphs share one pool, for they
-    run one after the other and none reads what another left there. A capture resets the peaks of ``torch.cuda``'s
-    memory statistics, of which it reads its own.
+    take turns, whichever threads and streams replay them, and none reads what another left there. A capture resets the
+    peaks of ``torch.cuda``'s memory statistics, of which it reads its own.
 
     Args:
         function: of tensors, without any read by the host.
@@ -62,7 +67,7 @@ class Graph:
 
     def __call__(self, *arguments: Tensor) -> tuple[Tensor, ...]:
         """The function's results for these arguments."""
-        with torch.no_grad():
+        with one_at_a_time, torch.no_grad(), self.recording.turn():
             torch._foreach_copy_(self.inputs, [argument.detach() for argument in arguments])  # pyright: ignore[reportPrivateImportUsage]
             self.recording.replay()
             return tuple(output.clone() for output in self.recording.outputs)
@@ -104,7 +109,24 @@ def record(call: Callable[[], tuple[Tensor, ...]]) -> Recording:
     torch.cuda.synchronize()
     pooled = torch.cuda.memory_reserved() - reserved
     executable = max(free - torch.cuda.mem_get_info()[0] - pooled, 0)
-    return Recording(graph.replay, outputs, graph, peak, pooled, executable)
+    return Recording(graph.replay, outputs, graph, _turn, peak, pooled, executable)
+
+
+@contextmanager
+def _turn() -> Iterator[None]:
+    """On the current stream, after the last replay on any other."""
+    last, stream = _last(torch.cuda.current_device()), torch.cuda.current_stream()
+    stream.wait_event(last)
+    try:
+        yield
+    finally:
+        last.record(stream)
+
+
+@cache
+def _last(device: int) -> torch.cuda.Event:
+    """Of the last replay on a device; one that was not recorded yet is not waited for."""
+    return torch.cuda.Event()
 
 
 @cache

@@ -229,7 +229,7 @@ class MetaGradientMethod(Estimator):
         if isinstance(meta, Mapping) and set(meta) != {"theta"}:
             raise InputError(f"{self.name} learns only theta; the meta-parameters hold {', '.join(meta) or 'nothing'}.")
         theta = meta["theta"] if isinstance(meta, Mapping) else meta
-        problem.check_theta(theta)
+        problem.check_theta(theta, values=not theta.is_cuda)  # there it is told at the end, if anything is not finite
         if tasks.horizon is not None and tasks.horizon.dtype != theta.dtype:
             raise InputError(
                 f"TaskBatch.horizon is {tasks.horizon.dtype} and theta {theta.dtype}; convert one of them."
@@ -254,7 +254,7 @@ class MetaGradientMethod(Estimator):
         horizon = theta.new_full((len(tasks),), self.horizon) if tasks.horizon is None else tasks.horizon
         try:
             if self.captures_whole:
-                done, flags = inner.whole(partial(_finished, run), (self, run.__name__), horizon)
+                done, flags = inner.whole(partial(_finished, run), (type(self), repr(self), run.__name__), horizon)
             else:
                 done, flags = _finished(run, inner, horizon)
         except SolverFailedError as error:
@@ -276,8 +276,11 @@ class MetaGradientMethod(Estimator):
 
     @property
     def captures_whole(self) -> bool:
-        """Whether an update launches the same whatever its values, and reads none: a CUDA graph can hold it then."""
-        return True
+        """Whether an update always launches the same, whatever its values, and reads none: a CUDA graph can hold it.
+
+        Of a method that does not say so the steps that it has the inner problem run are captured, each by itself.
+        """
+        return False
 
 
 Run = Callable[[InnerProblem, Tensor], Outcome]

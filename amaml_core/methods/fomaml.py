@@ -21,6 +21,11 @@ class FOMAML(MetaGradientMethod):
         """Always "surrogate"."""
         return "surrogate"
 
+    @property
+    def captures_whole(self) -> bool:
+        """Always."""
+        return True
+
     def _differentiate(self, inner: InnerProblem, horizon: Tensor) -> Outcome:
         u = self._adapt(inner, horizon).u
         loss, grads = inner.query_gradient(u)

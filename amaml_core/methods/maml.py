@@ -14,7 +14,8 @@ from amaml_core.methods.base import MetaGradientMethod, Outcome, Target, unrolle
 class MAML(MetaGradientMethod):
     """d/dθ L_val(u_K) with u_{k+1} = u_k − α ∇L_tr(u_k), u_0 = θ (Finn et al. 2017, eq. 1).
 
-    The graph of all K steps is kept: memory grows linearly in K. ``inner_steps=1`` is the papers' MAML-1.
+    The graph of all K steps is kept: memory grows linearly in K. ``inner_steps=1`` is the papers' MAML-1. Where the
+    compiled engine writes block kernels (CUDA), the K states are kept and each step is computed again on the way back.
     """
 
     name = "maml"
@@ -23,6 +24,11 @@ class MAML(MetaGradientMethod):
     def target(self) -> Target:
         """Always "unrolled"."""
         return "unrolled"
+
+    @property
+    def captures_whole(self) -> bool:
+        """Always."""
+        return True
 
     def _differentiate(self, inner: InnerProblem, horizon: Tensor) -> Outcome:
         u, pull = unrolled(inner, inner.start(), (horizon / self.inner_steps).unsqueeze(-1), self.inner_steps)

@@ -37,6 +37,11 @@ class RematMAML(MetaGradientMethod):
         """Always "unrolled"."""
         return "unrolled"
 
+    @property
+    def captures_whole(self) -> bool:
+        """Always."""
+        return True
+
     def _differentiate(self, inner: InnerProblem, horizon: Tensor) -> Outcome:
         length = max(1, math.isqrt(self.inner_steps)) if self.segment == "sqrt" else self.segment
         lengths = [min(length, self.inner_steps - start) for start in range(0, self.inner_steps, length)]

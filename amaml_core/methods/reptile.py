@@ -24,6 +24,11 @@ class Reptile(MetaGradientMethod):
         """Always "surrogate"."""
         return "surrogate"
 
+    @property
+    def captures_whole(self) -> bool:
+        """Always."""
+        return True
+
     def _differentiate(self, inner: InnerProblem, horizon: Tensor) -> Outcome:
         done = self._adapt(inner, horizon)
         return replace(done, task_grads=inner.theta - done.u)

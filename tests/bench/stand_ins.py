@@ -52,3 +52,16 @@ def measured(make_cell, probe, method, **options):
     """One cell on a small CosMixture through a probe, in this process."""
     cell = make_cell(method, probe, **options)
     return load(probe)(make_problem("cosmixture", {"shots": 5, "width": 4}), cell)
+
+
+# the source of an operator whose derivative is wrong
+HALF = """
+class Half(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, g):
+        return g
+"""

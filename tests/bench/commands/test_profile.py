@@ -1,6 +1,8 @@
 import json
 import time
 
+from stand_ins import HALF
+
 from bench.advise import profile
 from bench.records import Store
 
@@ -58,20 +60,6 @@ def test_a_program_can_read_the_recommendation_and_tasks_one_at_a_time_are_tried
     whole = [row for row in said["measured"] if row["chunk_size"] is None]
     assert all(row["metrics"]["peak_allocated_bytes"] > 35_000 for row in whole if row["metrics"])
     assert "chunk_size=1" in " ".join(said["told"])
-
-
-HALF = """
-
-
-class Half(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return 2 * x
-
-    @staticmethod
-    def backward(ctx, g):
-        return g
-"""
 
 
 def test_a_model_whose_derivatives_are_wrong_is_not_profiled(cli, tmp_path):

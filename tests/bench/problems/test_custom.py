@@ -1,5 +1,6 @@
 import pytest
 import torch
+from stand_ins import HALF
 
 from amaml_core import InputError
 from bench.advise.profile import check
@@ -166,13 +167,6 @@ class Zeros(torch.nn.Module):
         return self.out(self.cell(x, torch.zeros(len(x), 3)))
 def zeros():
     return am.MetaProblem(Zeros(), torch.nn.functional.cross_entropy), sample
-class Half(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return 2 * x
-    @staticmethod
-    def backward(ctx, g):
-        return g
 def wrong():
     return am.MetaProblem(torch.nn.Linear(2, 3), lambda p, t: Half.apply(p).square().mean()), sample
 """
@@ -192,7 +186,7 @@ def test_tensors_of_their_own_dtype_get_a_reference_in_it_and_the_record_says_so
 
 
 def test_cells_of_a_model_that_fails_its_check_are_skipped_whatever_they_measure(tmp_path, make_cell):
-    (tmp_path / "mine.py").write_text(DTYPES)
+    (tmp_path / "mine.py").write_text(DTYPES + HALF)
     options = {"factory": f"{tmp_path / 'mine.py'}:wrong"}
     cell = make_cell("fomaml", "time").model_copy(update={"problem": "custom", "problem_options": options})
     with pytest.raises(InputError, match="off central differences"):
