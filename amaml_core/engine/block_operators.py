@@ -111,8 +111,8 @@ class Writer(Kernel):
             return flat.pieces
         name = target.__name__.split(".")[0] if hasattr(target, "__name__") else str(target)
         shape = self.own_shape(node)
-        if target in SAME:
-            return self.value(node.args[0])
+        if target in SAME or (target is ATEN._to_copy.default and self._copies(node)):
+            return self.value(node.args[0]) if isinstance(node.args[0], fx.Node) else self.loaded(node.args[0])
         if name in ("full_like", "ones_like", "zeros_like", "full", "scalar_tensor"):
             filled = {"ones_like": 1.0, "zeros_like": 0.0}.get(name)
             number = float(node.args[0] if name == "scalar_tensor" else node.args[1]) if filled is None else filled
@@ -151,6 +151,12 @@ class Writer(Kernel):
         if name in ("sum", "mean", "linalg_vector_norm", "amax"):
             return self.reduced(node, name, shape)
         raise UnsupportedError(str(target))
+
+    def _copies(self, node: Any) -> bool:
+        """Whether a conversion leaves float32, or a number, what it is."""
+        (source, *_) = node.args
+        same = not isinstance(source, fx.Node) or source.meta["val"].dtype == torch.float32
+        return same and node.meta["val"].dtype == torch.float32
 
     def _part(self, node: Any, source: Source) -> Source | None:
         """A part of an argument that is only a place in memory: one of several steps, one of several numbers."""

@@ -230,12 +230,31 @@ def test_a_step_of_rk4_is_a_kernel_for_each_gradient_and_one_for_the_results(tri
 
 
 def test_a_heavy_kernel_leaves_what_comes_before_it_to_another(triton, monkeypatch):
+    step = _OfFlow(Retreat(BACKWARD["rk4"], 1, False, True))
+    arguments = (stacked, stacked, itself, lambda u: u[:, 0], itself, itself, itself, itself)
+    light = programs(monkeypatch, step, *arguments)
     monkeypatch.setattr(blocks, "LIGHT", 1)
-    step = _OfFlow(Retreat(BACKWARD["euler"], 1, False, True))
-    made = programs(monkeypatch, step, stacked, stacked, itself, lambda u: u[:, 0], itself, itself)
-    heavy = [text for text, _, parts, _ in made.kernels if parts > 1]
-    assert heavy
-    assert all('"tf32x3"' in text for text in heavy if text.count("tl.dot") > 1)
+    heavy = programs(monkeypatch, step, *arguments)
+    sums = [[text for text, _, parts, _ in made.kernels if parts > 1] for made in (light, heavy)]
+    assert len(sums[0]) == len(sums[1])
+    assert len(heavy.kernels) > len(light.kernels)
+    assert all('"ieee"' in text for text in sums[0])
+    assert any('"tf32x3"' in text for text in sums[1])
+
+
+@pytest.mark.parametrize("examples", [6, 33])
+def test_a_term_of_the_loss_that_is_no_sum_over_examples_counts_once(triton, examples):
+    problem, theta, tasks = make(examples)
+    model = problem.model
+
+    def loss(prediction, target):
+        return mse_loss(prediction, target) + 0.1 * sum(value.square().sum() for value in model.parameters())
+
+    problem = am.MetaProblem(model, loss, engine="compiled")
+    made = am.create_method("amaml", inner_steps=2, inner_lr=0.05, forward="rk4", backward="rk4")
+    found = made.meta_gradient(problem, theta, tasks)
+    assert Compiled.launches
+    assert close(found.task_grads, made.meta_gradient(problem.with_engine("eager"), theta, tasks).task_grads)
 
 
 def test_examples_that_are_as_many_as_something_else_are_not_shared(triton, monkeypatch):

@@ -133,6 +133,9 @@ def test_another_tensor_in_the_loss_is_noticed(stand_in):
     loss.weight[0] = torch.tensor(3.0, dtype=torch.float64)
     same(method.meta_gradient(graphed, theta, tasks), method.meta_gradient(problem, theta, tasks))
     assert stand_in.captures == 2
+    loss.weight[0].fill_(5.0)  # on the host: a kernel was given its value
+    same(method.meta_gradient(graphed, theta, tasks), method.meta_gradient(problem, theta, tasks))
+    assert stand_in.captures == 3
 
 
 def test_what_cannot_be_captured_is_eager_and_told_once(stand_in):
