@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import io
+import os
 import sys
 import tokenize
 from collections.abc import Collection
@@ -16,6 +17,7 @@ OURS = ("amaml_core", "bench")
 DIGITS = 12  # of a hash, in hexadecimal
 held: dict[Path, bytes] = {}
 """What is in memory of files that may have changed since, see ``hold``."""
+SKIPPED_FOLDERS = ("__pycache__", "venv", "env", "site-packages", "node_modules", "build", "dist")
 STATEMENT_BEGINS = (None, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)  # right after one of these
 
 
@@ -44,6 +46,53 @@ def closure(modules: Collection[str], without: Collection[str] = ()) -> dict[str
             if module.partition(".")[0] in tops or attribute in tops:
                 waiting += _homes(module, attribute) - found.keys() - {*without, *waiting}
     return dict(sorted(found.items()))
+
+
+def beside(script: Path) -> list[Path]:
+    """A lone file, and of the Python files in its folder and below those that it imports, directly or not; sorted.
+
+    Environments, caches and hidden files are left out. Where Python will look is not known before the file has had its
+    way with the path: a module is any file whose own path ends as the imported name reads, and what a string names,
+    for ``import_module``, counts as imported too. What names are put together from is not seen.
+    """
+    named: dict[str, set[Path]] = {}
+    for file in _python_files(script.parent):
+        parts = _parts(file, script.parent)
+        for i in range(len(parts)):
+            named.setdefault(".".join(parts[i:]), set()).add(file)
+    found, waiting = {script}, [script]
+    while waiting:
+        file = waiting.pop()
+        meant = _named(file.read_bytes(), ".".join(_parts(file, script.parent)), file.name == "__init__.py")
+        new = {other for name in meant for other in named.get(name, ())} - found
+        found |= new
+        waiting += new
+    return sorted(found)
+
+
+def _python_files(folder: Path) -> set[Path]:
+    found = set()
+    for here, below, names in os.walk(folder):
+        below[:] = [name for name in below if not name.startswith(".") and name not in SKIPPED_FOLDERS]
+        found |= {Path(here, name) for name in names if name.endswith(".py") and not name.startswith(".")}
+    return {file for file in found if file.is_file()}
+
+
+def _parts(file: Path, folder: Path) -> tuple[str, ...]:
+    """Of a module's name, as it is called from this folder; none of the package that the folder may be."""
+    parts = file.relative_to(folder).with_suffix("").parts
+    return parts[:-1] if parts[-1] == "__init__" else parts
+
+
+@lru_cache(maxsize=1024)
+def _named(source: bytes, name: str, is_package: bool) -> frozenset[str]:
+    """All that a module imports or names in a string, and the packages around that; nothing of what cannot be read."""
+    try:
+        strings = {node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)}
+        full = {full for _, full in _bindings(source, name, is_package)} | {s for s in strings if isinstance(s, str)}
+    except (SyntaxError, ValueError):  # whoever runs it is told
+        return frozenset()
+    return frozenset(".".join(parts[: i + 1]) for one in full if (parts := one.split(".")) for i in range(len(parts)))
 
 
 def only(*modules: str) -> dict[str, Path]:

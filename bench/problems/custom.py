@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
 import random
 import sys
 import warnings
@@ -23,9 +22,10 @@ from bench import cache, sources
 from bench.problems.base import Gradient, MetaBenchProblem
 from bench.records import Cell
 
-SKIPPED_FOLDERS = ("__pycache__", "venv", "env", "site-packages", "node_modules", "build", "dist")
 MAX_EVALUATIONS = 1000  # of the inner loss, for one reference
 Sampler = Callable[[int], am.TaskBatch]
+held: dict[Path, bytes] = {}
+"""Files that users' own import, as they were when this process first loaded one that does: it may hold their modules."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Custom(MetaBenchProblem):
 
     Attributes:
         factory: "FILE.py:NAME".
-        source: hash of the file and of the Python files beside and below it, so that a changed one asks another
+        source: hash of the file and of those beside and below it that it imports, so that a changed one asks another
             question; found out where it is not given. Data files are not part of it.
         chunk_size: tasks that are worked on at once, where the problem's own number is not wanted.
     """
@@ -57,13 +57,7 @@ class Custom(MetaBenchProblem):
             raise am.InputError(f"{self.factory!r} is not of the form FILE.py:NAME; name the function after a colon.")
         if not Path(path).is_file():
             raise am.InputError(f"There is no file {path}; check the path before the colon.")
-        digest = hashlib.sha256()
-        for file in _sources(Path(path)):
-            digest.update(str(file).encode() + b"\0" + file.read_bytes() + b"\0")
-        source = digest.hexdigest()[:12]
-        if self.source not in ("", source):
-            raise am.InputError(f"{path}, or a file beside it, has changed since this sweep began; run again.")
-        object.__setattr__(self, "source", source)
+        object.__setattr__(self, "source", _hash(self._files()))
 
     def instance(
         self, seed: int, sample: int, dtype: torch.dtype = torch.float64, device: str = "cpu"
@@ -167,8 +161,24 @@ class Custom(MetaBenchProblem):
         rough = {"rtol": 1e-6, "max_evaluations": MAX_EVALUATIONS}
         return {"flow": wanted["flow"] | rough, "unrolled": wanted["unrolled"]}
 
+    def _files(self) -> dict[Path, bytes]:
+        """What ``source`` is the hash of, now.
+
+        Raises:
+            InputError: it is no longer that.
+        """
+        path = Path(self.factory.rpartition(":")[0])
+        found = {file: file.read_bytes() for file in sources.beside(path)}
+        if self.source not in ("", _hash(found)):
+            raise am.InputError(f"{path}, or a file that it imports, has changed since this sweep began; run again.")
+        return found
+
     def _made(self, seed: int) -> tuple[am.MetaProblem, Sampler]:
         path, _, name = self.factory.rpartition(":")
+        for file, content in self._files().items():
+            # the file itself is executed anew each time
+            if file != Path(path) and held.setdefault(file.resolve(), content) != content:
+                raise am.InputError(f"{file} has changed since this process loaded it; run again.")
         made = _seeded(seed, lambda: getattr(_load(path), name, None))
         if not callable(made):
             raise am.InputError(f"{path} has no function {name!r}; check the name after the colon.")
@@ -181,13 +191,11 @@ class Custom(MetaBenchProblem):
         return made
 
 
-def _sources(path: Path) -> list[Path]:
-    """The file and what it may import from its folder; environments, caches and hidden files are left out."""
-    found = {path}
-    for folder, below, names in os.walk(path.parent):
-        below[:] = [name for name in below if not name.startswith(".") and name not in SKIPPED_FOLDERS]
-        found |= {Path(folder, name) for name in names if name.endswith(".py") and not name.startswith(".")}
-    return sorted(file for file in found if file.is_file())
+def _hash(files: Mapping[Path, bytes]) -> str:
+    digest = hashlib.sha256()
+    for file, content in files.items():
+        digest.update(str(file).encode() + b"\0" + content + b"\0")
+    return digest.hexdigest()[:12]
 
 
 def _load(path: str) -> Any:

@@ -217,3 +217,30 @@ def test_a_hash_is_of_names_and_code(tmp_path):
     assert a == b != c
     assert a != sources.digest({"n": tmp_path / "a.py"})
     assert len(a) == sources.DIGITS
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("import helper", {"helper"}),
+        ("def later():\n    from helper import f", {"helper"}),
+        ("from pkg.net import Net", {"pkg/__init__", "pkg/net", "pkg/base"}),
+        ("import pkg", {"pkg/__init__"}),
+        ("from pkg import net", {"pkg/__init__", "pkg/net", "pkg/base"}),
+        ("import sys\nsys.path.insert(0, 'src')\nimport deep", {"src/deep", "helper"}),
+        ("from importlib import import_module\nnet = import_module('pkg.base')", {"pkg/__init__", "pkg/base"}),
+        ("import torch, os", set()),
+        ("import helper as", set()),
+        ("import hidden, cached, circle", {"circle"}),
+    ],
+)
+def test_a_lone_file_rests_on_what_it_imports_from_its_folder(tmp_path, script, expected):
+    files = {"helper": "import json", "pkg/__init__": "", "pkg/net": "from .base import B", "pkg/base": "B = 1"}
+    files |= {"src/deep": "import helper", "unrelated": "import helper", ".venv/hidden": "", "build/cached": ""}
+    files |= {"circle": "import mine", "mine": script}
+    for name, text in files.items():
+        path = tmp_path / f"{name}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    found = sources.beside(tmp_path / "mine.py")
+    assert {path.relative_to(tmp_path).with_suffix("").as_posix() for path in found} == {"mine", *expected}

@@ -109,22 +109,41 @@ def test_a_flow_that_would_take_too_long_is_left_out(file, monkeypatch):
     assert set(oracles.references(problem, cell_of(problem, inner_lr=0.06), 0)) == {"unrolled"}
 
 
-def test_a_changed_file_asks_another_question(file):
-    before = make_problem("custom", {"factory": f"{file}:make"})
+def test_a_changed_file_asks_another_question_and_one_that_is_not_imported_does_not(file):
+    def found():
+        return make_problem("custom", {"factory": f"{file}:make"})
+
+    first = found()
     (file.parent / "helper.py").write_text("")
-    between = make_problem("custom", {"factory": f"{file}:make"})
-    file.write_text(SMALL + "# more\n")
-    after = make_problem("custom", {"factory": f"{file}:make"})
+    assert found() == first
+    file.write_text(SMALL.replace("Linear(2, 1)", "Linear(2, 1, bias=True)") + "def later():\n    import helper\n")
+    second = found()
+    (file.parent / "helper.py").write_text("from package import net")
+    third = found()
     (file.parent / "package").mkdir()
     (file.parent / "package" / "net.py").write_text("")
-    below = make_problem("custom", {"factory": f"{file}:make"})
-    assert len({before, between, after, below}) == 4
-    (file.parent / ".venv").mkdir()
-    (file.parent / ".venv" / "other.py").write_text("")
+    fourth = found()
+    assert len({first, second, third, fourth}) == 4
+    (file.parent / "package" / "other.py").write_text("")
     (file.parent / ".#mine.py").symlink_to("nowhere")  # an editor's lock
-    assert make_problem("custom", {"factory": f"{file}:make"}) == below
+    assert found() == fourth
     with pytest.raises(InputError, match="has changed"):
-        make_problem("custom", {"factory": f"{file}:make", "source": before.source})
+        make_problem("custom", {"factory": f"{file}:make", "source": first.source})
+
+
+def test_a_process_that_holds_an_old_module_makes_nothing_under_the_new_source(tmp_path):
+    (tmp_path / "mine.py").write_text("from width_of import WIDTH\n" + SMALL.replace("Linear(2, 1)", "Linear(2, WIDTH)"))
+    (tmp_path / "width_of.py").write_text("WIDTH = 1")
+    options = {"factory": f"{tmp_path / 'mine.py'}:make"}
+    old = make_problem("custom", options)
+    assert old.instance(0, 0)[0].dim == 3
+    (tmp_path / "width_of.py").write_text("WIDTH = 5")
+    new = make_problem("custom", options)
+    for problem, words in ((new, "width_of.py has changed since this process loaded it"), (old, "has changed since")):
+        with pytest.raises(InputError, match=words):
+            problem.instance(0, 0)
+    (tmp_path / "width_of.py").write_text("WIDTH = 1")
+    assert old.instance(0, 0)[0].dim == 3
 
 
 @pytest.mark.parametrize(
