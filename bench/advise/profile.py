@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,19 @@ from bench.records import Cell, Record, Store
 from bench.spec import Grid, SweepSpec, expand
 
 PHASES = ("allocator", "time", "error")  # in this order: what fails for memory is not timed
+# at each length in this order: what is exact and cheap first, what may take long last
+VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("maml", {}),
+    ("remat-maml", {"segment": "sqrt"}),
+    ("fomaml", {}),
+    ("reptile", {}),
+    ("amaml", {"num_states": "few", "forward": "rk4", "backward": "rk4"}),
+    ("imaml", {"variant": "paper-gd"}),
+    ("amaml", {}),
+)
+KEPT_ON = ("cpu", "cuda")
+FEW = 4  # steps a state
+LEAST_SECONDS = 1.0  # of a cell in a worker that runs already: a time takes as long
 
 
 @dataclass(frozen=True)
@@ -81,31 +94,26 @@ def plan_cells(
     """All methods at these trajectory lengths: the allocator's peak, the time and the error of each.
 
     ``amaml`` comes as in the paper, a state a step, and as rk4 both ways on a quarter of that, whose cost no kink in
-    the loss can drive up.
+    the loss can drive up. The three cells of a method follow each other, so that whenever the time is over there are
+    methods that were measured whole.
     """
-    variants: list[tuple[str | list[str], dict[str, Any]]] = [
-        (["maml", "fomaml", "reptile"], {}),
-        ("remat-maml", {"segment": "sqrt"}),
-        ("imaml", {"variant": "paper-gd"}),
-        ("amaml", {}),
+    grids = [
+        Grid(
+            probe=list(PHASES),
+            problem="custom",
+            problem_options={"factory": factory, "chunk_size": chunk_size},
+            method=method,
+            options={"inner_steps": length, "inner_lr": lr, **options, **_states(length, options)},
+            dtype=dtype,
+        )
+        for length in sorted(steps)
+        for method, options in VARIANTS
     ]
-    grids = []
-    for length in sorted(steps):
-        each = {"inner_steps": length, "inner_lr": lr}
-        few = {"num_states": math.ceil(length / 4), "forward": "rk4", "backward": "rk4"}
-        for method, options in [*variants, ("amaml", few)]:
-            grids.append(
-                Grid(
-                    probe=list(PHASES),
-                    problem="custom",
-                    problem_options={"factory": factory, "chunk_size": chunk_size},
-                    method=method,
-                    options=each | options,
-                    dtype=dtype,
-                )
-            )
-    cells = expand(SweepSpec(name="profile", description="", grid=grids), device=device)
-    return sorted(cells, key=lambda cell: (cell.options["inner_steps"], PHASES.index(cell.probe)))
+    return expand(SweepSpec(name="profile", description="", grid=grids), device=device)
+
+
+def _states(steps: int, options: Mapping[str, Any]) -> dict[str, int]:
+    return {"num_states": math.ceil(steps / FEW)} if options.get("num_states") == "few" else {}
 
 
 def run(
@@ -118,8 +126,9 @@ def run(
 ) -> tuple[list[Record], bool]:
     """Measure as many of the plan's cells as the budget allows, in their order.
 
-    A cell that will not end in time, to judge by those before, is not started. A method that fails or takes more
-    memory than the budget has is not measured further.
+    One worker measures one cell after the other, for starting one takes longer than most cells. A cell that will not
+    end in time, to judge by those before, is not started. A method that fails or takes more memory than the budget has
+    is not measured further.
 
     Returns:
         The records of these cells that there are now, and whether the run was interrupted.
@@ -129,7 +138,7 @@ def run(
     def admit(cell: Cell, new: Sequence[Record]) -> bool:
         known = [*plan.done, *new]
         out = {update_key(r.cell) for r in known if r.cell.probe == "allocator" and not _fits(r, budget)}
-        in_time = estimate([cell], known).seconds < deadline - time.monotonic()
+        in_time = estimate([cell], known, LEAST_SECONDS).seconds < deadline - time.monotonic()
         return in_time and update_key(cell) not in out
 
     records, interrupted = runner.run(
@@ -138,6 +147,7 @@ def run(
         timeout_s=budget.seconds,
         deadline=deadline,
         admit=admit,
+        kept_on=KEPT_ON,
         reporter=reporter,
         say=say,
     )

@@ -27,8 +27,8 @@ class Estimate:
     guessed: int
 
 
-def estimate(cells: Iterable[Cell], records: Sequence[Record]) -> Estimate:
-    """The expected duration of these cells.
+def estimate(cells: Iterable[Cell], records: Sequence[Record], start: float = START_SECONDS) -> Estimate:
+    """The expected duration of these cells, the start of their worker, of ``start`` seconds, included.
 
     A cell takes what it took before, under whatever version; else what a line through the durations of the same probe,
     problem and method over the number of steps says, its slope drawn towards ``SECONDS_PER_STEP``; else a guess.
@@ -48,10 +48,10 @@ def estimate(cells: Iterable[Cell], records: Sequence[Record]) -> Estimate:
             middle, level = fmean(n for n, _ in points), fmean(took for _, took in points)
             rise = sum((n - middle) * (took - level) for n, took in points)
             slope = (DOUBT * SECONDS_PER_STEP + rise) / (DOUBT + sum((n - middle) ** 2 for n, _ in points))
-            seconds += max(level + slope * (steps - middle), START_SECONDS)
+            seconds += max(level + slope * (steps - middle), start)
         else:
             updates = cell.problem_options.get("outer_updates")
-            seconds += START_SECONDS + steps * (SECONDS_PER_STEP if updates is None else SECONDS_TRAINING * updates)
+            seconds += start + steps * (SECONDS_PER_STEP if updates is None else SECONDS_TRAINING * updates)
             guessed += 1
     return Estimate(seconds, guessed)
 

@@ -59,9 +59,9 @@ def run(request: dict[str, Any], tell: Callable[[int, int], None] = lambda done,
     counts, however old it is by now.
     """
     if limit := request.get("memory_limit_bytes"):
-        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]  # left as it is: the next cell may have more than this one
         limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
     import torch
 
     from amaml_core import InputError, ModelWarning
@@ -102,6 +102,8 @@ def run(request: dict[str, Any], tell: Callable[[int, int], None] = lambda done,
             raise
         told = "The outer update needs more memory than it may take; use fewer steps, tasks or states."
         return own | _failure("oom", told)
+    if request.get("kept"):
+        measured["metrics"].pop("peak_rss_bytes", None)  # the most that any cell so far took, not this one
     for kind in ("metrics", "samples"):
         measured[kind] = {name: value for name, value in measured[kind].items() if _finite(value)}
     return {"target": target, **own, **measured}

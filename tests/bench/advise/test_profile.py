@@ -20,19 +20,40 @@ def test_every_registered_method_comes_at_every_length(cells):
         here = [cell for cell in cells if cell.options["inner_steps"] == steps]
         assert {cell.method for cell in here} == set(METHODS)
         assert {cell.probe for cell in here} == {"allocator", "time", "error"}
-    order = [(cell.options["inner_steps"], profile.PHASES.index(cell.probe)) for cell in cells]
-    assert order == sorted(order)
+        assert [cell.probe for cell in here] == list(profile.PHASES) * (len(here) // 3)
+        assert all(profile.update_key(here[i]) == profile.update_key(here[i - i % 3]) for i in range(len(here)))
+    lengths = [cell.options["inner_steps"] for cell in cells]
+    assert lengths == sorted(lengths)
+
+
+def test_one_worker_measures_all_cells_and_is_given_the_threads_of_each(measure, trace):
+    records, _ = measure(seconds=300)
+    asked = [line.split() for line in trace.read_text().splitlines()]
+    assert len({pid for pid, _, _ in asked}) == 2  # one, and another after the one that ran out of memory
+    assert {(probe, int(threads)) for _, probe, threads in asked} == {
+        (probe, runner.threads_for(probe, "cpu")) for probe in profile.PHASES
+    }
+    assert len(asked) == len(records)
 
 
 WORKER = """
 import json, os, sys
-cell = json.loads(sys.stdin.read())["cell"]
-status = "oom" if cell["method"] == "maml" and cell["options"]["inner_steps"] == 20 else "ok"
-with os.fdopen(int(sys.argv[1]), "w") as pipe:
+for line in sys.stdin:
+    request = json.loads(line)
+    cell = request["cell"]
+    with open(sys.argv[0] + ".trace", "a") as trace:
+        print(os.getpid(), cell["probe"], request["threads"], file=trace)
+    status = "oom" if cell["method"] == "maml" and cell["options"]["inner_steps"] == 20 else "ok"
     peak = 10**9 if cell["method"] == "reptile" and cell["options"]["inner_steps"] == 20 else 1
     metrics = {"peak_allocated_bytes": peak} if cell["probe"] == "allocator" else {}
-    json.dump({"status": status, "reason": "", "metrics": metrics, "samples": {}}, pipe)
+    answer = {"status": status, "reason": "", "metrics": metrics, "samples": {}}
+    os.write(int(sys.argv[1]), json.dumps(answer).encode() + b"\\n")
 """
+
+
+@pytest.fixture
+def trace(tmp_path):
+    return tmp_path / "worker.py.trace"
 
 
 @pytest.fixture

@@ -104,6 +104,7 @@ def test_a_kept_worker_measures_what_fresh_ones_do_in_any_order(make_cell, tmp_p
     for name, order in (("kept", cells), ("backwards", cells[::-1])):
         kept = measured(order, tmp_path / name, {device})
         assert {key: exact(metrics) for key, metrics in kept.items()} == {k: exact(m) for k, m in fresh.items()}
+        assert not any("peak_rss_bytes" in metrics for metrics in kept.values())  # of all cells, were it told
         if device == "cuda":  # on a shared CPU times say nothing
             times = [
                 m["outer_update_seconds"] for m in (*kept.values(), *fresh.values()) if "outer_update_seconds" in m
@@ -122,3 +123,20 @@ def test_a_kept_worker_tells_the_version_of_the_code_that_it_has_in_memory(make_
     assert worker.run(request)["benchmark_version"] == before
     sources.held.clear()
     assert worker.run(request | {"kept": False})["benchmark_version"] != before
+
+
+LIMITED = """
+import resource, torch
+from bench.harness import worker
+cell = {cell}
+for gib in (8, 2, 4):
+    answer = worker.run({{"cell": cell, "threads": gib // 2, "kept": True, "memory_limit_bytes": gib * 2**30}})
+    print(answer["status"], resource.getrlimit(resource.RLIMIT_DATA)[0] // 2**30, torch.get_num_threads())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA is Linux's")
+def test_each_cell_of_a_kept_worker_has_its_own_threads_and_its_own_limit_of_memory(make_cell):
+    code = LIMITED.format(cell=make_cell("fomaml", "counts").model_dump() | {"device": "cpu"})
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["ok 8 4", "ok 2 1", "ok 4 2"]
