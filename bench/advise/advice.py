@@ -6,96 +6,14 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from pydantic import ByteSize
 from rich.table import Table
 
-from bench.advise.profile import update_key
-from bench.records import Cell, Record
+from bench.advise.candidate import Candidate, size
+from bench.advise.document import Document, Measured, Recommendation
+from bench.advise.profile import SEEDS
 
-BUSY = 0.75  # load a core, measured cell included, above which times are told with a doubt
 WORTH = 0.01  # by what share a longer trajectory must lower the query loss to be worth its cost
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One method at one length, all its measurements together.
-
-    Attributes:
-        cell: one of its cells.
-        target: what it estimates.
-        metrics: of all its records that are ok.
-        failures: status and reason of those that are not, by probe.
-        busy: the load a core while it was timed, where that was too much; else 0.
-    """
-
-    cell: Cell
-    target: str
-    metrics: dict[str, float | int]
-    failures: dict[str, tuple[str, str]]
-    busy: float = 0.0
-
-    @property
-    def steps(self) -> int:
-        """K."""
-        return self.cell.options["inner_steps"]
-
-    @property
-    def name(self) -> str:
-        """The method and what distinguishes it."""
-        options = self.cell.options
-        chunk = f", {self.chunk_size} task at a time" if self.chunk_size else ""
-        if self.cell.method == "amaml":
-            return f"amaml, {options['num_states']} states, {options['backward']}{chunk}"
-        return f"{self.cell.method}{' ' + options['variant'] if 'variant' in options else ''}{chunk}"
-
-    @property
-    def chunk_size(self) -> int | None:
-        """Tasks that were worked on at once; None: all, or as many as the problem says."""
-        return self.cell.problem_options.get("chunk_size")
-
-    @property
-    def bytes(self) -> float:
-        """Peak memory of an update; NaN if not known."""
-        return self.metrics.get("peak_allocated_bytes", math.nan)
-
-    @property
-    def seconds(self) -> float:
-        """Time of an update; NaN if not known."""
-        return self.metrics.get("outer_update_seconds", math.nan)
-
-    @property
-    def error(self) -> float:
-        """The distance to the nearer of the two gradients that a trajectory has; NaN if not known.
-
-        Of a surrogate, whose length means nothing, that of its direction: the sine of the angle. A method that
-        differentiates the discrete steps themselves is exact whether or not that was measured.
-        """
-        if self.target == "surrogate":
-            cosines = [self.metrics[name] for name in ("cosine_flow", "cosine_unrolled") if name in self.metrics]
-            return min((math.sqrt(max(0.0, 1 - c * c)) if c > 0 else 1.0 for c in cosines), default=math.nan)
-        known = [self.metrics[name] for name in ("rel_error_flow", "rel_error_unrolled") if name in self.metrics]
-        exact = self.target == "unrolled" and "error" not in self.failures
-        return min(known, default=0.0 if exact else math.nan)
-
-
-def candidates(records: Sequence[Record]) -> list[Candidate]:
-    """The records, one candidate a method and length, in the order of the lengths."""
-    grouped: dict[tuple[str, str], list[Record]] = {}
-    for record in records:
-        grouped.setdefault(update_key(record.cell), []).append(record)
-    found = [
-        Candidate(
-            rows[0].cell,
-            max(row.target for row in rows),
-            {name: value for row in rows if row.status == "ok" for name, value in row.metrics.items()},
-            {row.cell.probe: (row.status, row.reason) for row in rows if row.status != "ok"},
-            max((_busy(row) for row in rows if row.cell.probe == "time"), default=0.0),
-        )
-        for rows in grouped.values()
-    ]
-    return sorted(found, key=lambda one: one.steps)
 
 
 @dataclass(frozen=True)
@@ -110,25 +28,38 @@ class Advice:
     best: Candidate | None
     told: list[str]
 
-    def as_json(self, found: Sequence[Candidate]) -> dict[str, Any]:
-        """It, and what was measured, in JSON's types."""
-        best = self.best and {
-            "method": self.best.cell.method,
-            "options": self.best.cell.options,
-            "chunk_size": self.best.chunk_size,
-        }
+    def document(self, found: Sequence[Candidate], factory: str, memory_bytes: int, tolerance: float) -> Document:
+        """It, and what was measured, for programs and for the report."""
+        best = self.best and Recommendation(
+            method=self.best.cell.method,
+            options=self.best.cell.options,
+            chunk_size=self.best.chunk_size,
+            name=self.best.name,
+            call=self.best.call,
+        )
         rows = [
-            {
-                "method": one.cell.method,
-                "options": one.cell.options,
-                "chunk_size": one.chunk_size,
-                "target": one.target,
-                "metrics": one.metrics,
-                "failures": one.failures,
-            }
+            Measured(
+                method=one.cell.method,
+                options=one.cell.options,
+                chunk_size=one.chunk_size,
+                name=one.name,
+                target=one.target,
+                metrics=one.metrics,
+                failures=one.failures,
+                error=None if math.isnan(one.error) else one.error,
+                checks=len(one.again),
+                outcome="recommended" if one is self.best else _outcome(one, memory_bytes, tolerance),
+            )
             for one in found
         ]
-        return {"recommendation": best, "told": [line.strip() for line in self.told], "measured": rows}
+        return Document(
+            factory=factory,
+            memory_bytes=memory_bytes,
+            tolerance=tolerance,
+            recommendation=best,
+            told=[line.strip() for line in self.told],
+            measured=rows,
+        )
 
 
 def recommend(found: Sequence[Candidate], memory_bytes: int, tolerance: float) -> Advice:
@@ -141,8 +72,9 @@ def recommend(found: Sequence[Candidate], memory_bytes: int, tolerance: float) -
     """
     whole = [one for one in found if not math.isnan(one.bytes + one.seconds + one.error)]
     faithful = [one for one in whole if one.bytes <= memory_bytes and one.error <= tolerance]
+    toppled = [_toppled(one) for one in found if one.first_error <= tolerance and not one.error <= tolerance]
     if not faithful:
-        return Advice(None, [_nothing(found, whole, memory_bytes, tolerance)])
+        return Advice(None, [_nothing(found, whole, memory_bytes, tolerance), *toppled])
     best_at: dict[int, Candidate] = {}
     for one in sorted(faithful, key=lambda one: one.seconds):
         best_at.setdefault(one.steps, one)
@@ -154,11 +86,12 @@ def recommend(found: Sequence[Candidate], memory_bytes: int, tolerance: float) -
     enough = [steps for steps in pool if steps in loss and loss[steps] <= lowest + WORTH * abs(lowest)]
     best = best_at[min(enough or pool)]
     told = [
-        f"Use {best.name} at {best.steps} steps (T = {best.steps * best.cell.options['inner_lr']:g}): {_costs(best)}.",
-        f"  am.create_method({_call(best.cell)})"
-        + (f" with am.MetaProblem(…, chunk_size={best.chunk_size})" if best.chunk_size else ""),
-        f"Of the methods that fit in {_size(memory_bytes)} and whose gradient is within {tolerance:.0%} of the "
+        f"Use {best.name} at {best.steps} steps (T = {best.steps * best.cell.options['inner_lr']:g}): {best.costs}.",
+        f"  {best.call}" + (f" with am.MetaProblem(…, chunk_size={best.chunk_size})" if best.chunk_size else ""),
+        f"Of the methods that fit in {size(memory_bytes)} and whose gradient is within {tolerance:.0%} of the "
         "flow's or the unrolled one's it is the fastest there.",
+        _rechecked(best),
+        *toppled,
     ]
     if not any("rel_error_flow" in one.metrics for one in whole if one.steps == best.steps):
         told.append(
@@ -177,33 +110,62 @@ def recommend(found: Sequence[Candidate], memory_bytes: int, tolerance: float) -
             f"The query loss after {best.steps} steps is {loss[best.steps]:.3g}, against {others}: at the model's own "
             "start values and on one batch of tasks, so look again once it has been meta-trained."
         )
-    if best.busy:
-        told.append(f"The machine was busy (load {best.busy:.1f} a core): times may be longer than they need be.")
+    if busy := max(one.busy for one in whole if one.steps == best.steps):
+        told.append(
+            f"The machine was busy while these were timed (others used up to {busy:.1f} cores): times may be longer "
+            "than they need be, and another method the fastest on a quiet one."
+        )
     if best.target == "surrogate":
         told.append("It stands in for a gradient: its direction was judged, not its length, so tune the outer rate.")
     there = [one for one in whole if one.steps == best.steps and one is not best and one.bytes <= memory_bytes]
     lean = min((one for one in there if one in faithful), key=lambda one: one.bytes, default=None)
     if lean is not None and lean.bytes < best.bytes:
-        told.append(f"With less memory: {lean.name} ({_costs(lean)}).")
+        told.append(f"With less memory: {lean.name} ({lean.costs}).")
     cheap = min((one for one in there if one not in faithful), key=lambda one: one.seconds, default=None)
     if cheap is not None and cheap.seconds < best.seconds:
         cosine = f"; cosine {cheap.metrics['cosine_unrolled']:.2f}" if "cosine_unrolled" in cheap.metrics else ""
-        told.append(f"Cheaper, but farther off: {cheap.name} ({_costs(cheap)}{cosine}).")
+        told.append(f"Cheaper, but farther off: {cheap.name} ({cheap.costs}{cosine}).")
     too_big = [one.name for one in found if one.steps == best.steps and _out(one, memory_bytes)]
     if too_big:
-        told.append(f"Too big for {_size(memory_bytes)}: {'; '.join(too_big)}.")
+        told.append(f"Too big for {size(memory_bytes)}: {'; '.join(too_big)}.")
     elsewhere = [
-        f"{one.name} at {steps} steps ({_costs(one)})" for steps, one in sorted(best_at.items()) if one is not best
+        f"{one.name} at {steps} steps ({one.costs})" for steps, one in sorted(best_at.items()) if one is not best
     ]
     if elsewhere:
         told.append(f"At the other lengths: {'; '.join(elsewhere)}.")
     return Advice(best, told)
 
 
-def _busy(record: Record) -> float:
-    load, cores = (record.environment.get(name) or 0 for name in ("load", "cores"))
-    load = load[0] if isinstance(load, list | tuple) else load
-    return load / cores if cores and load / cores > BUSY else 0.0
+def _rechecked(best: Candidate) -> str:
+    """What the error of the recommended one is worth."""
+    if best.rechecked:
+        return (
+            f"Its gradient was looked at again on {len(SEEDS)} other batches of tasks, from start values of their own "
+            f"where your function draws them: at worst {best.error:.1e} from the nearer of the two."
+        )
+    return (
+        "Its gradient was looked at on one batch of tasks only: for others there was no time, or they failed; "
+        "run it again with more --minutes."
+    )
+
+
+def _toppled(one: Candidate) -> str:
+    """Why what came first is not recommended."""
+    why = f"it is {one.error:.1e} from the nearer of the two" if "error" not in one.failures else "it diverged"
+    return f"{one.name} at {one.steps} steps came before, but on other tasks {why}: it is not to be relied on."
+
+
+def _outcome(one: Candidate, memory_bytes: int, tolerance: float) -> str:
+    """Of one that is not recommended, in a word or two."""
+    if _out(one, memory_bytes):
+        return "too big"
+    if one.failures:
+        return next(iter(one.failures.values()))[0]
+    if math.isnan(one.bytes + one.seconds + one.error):
+        return "not measured whole"
+    if "not_converged_tasks" in one.metrics:
+        return "not converged"
+    return "too far off" if one.error > tolerance else ""
 
 
 def _out(one: Candidate, memory_bytes: int) -> bool:
@@ -216,14 +178,14 @@ def _nothing(found: Sequence[Candidate], whole: Sequence[Candidate], memory_byte
     near = min(whole, key=lambda one: one.error, default=None)
     if near is not None:
         return (
-            f"No method fits in {_size(memory_bytes)} with a gradient within {tolerance:.0%}; the nearest is "
-            f"{near.name} at {near.steps} steps ({_costs(near)}). Raise --memory, --minutes or --tolerance."
+            f"No method fits in {size(memory_bytes)} with a gradient within {tolerance:.0%}; the nearest is "
+            f"{near.name} at {near.steps} steps ({near.costs}). Raise --memory, --minutes or --tolerance."
         )
     if found and all(_out(one, memory_bytes) for one in found):
         least = min(found, key=lambda one: one.bytes)
         return (
-            f"No method fits in {_size(memory_bytes)}; the leanest is {least.name} at {least.steps} steps, which takes "
-            f"{_size(least.bytes)}. Raise --memory."
+            f"No method fits in {size(memory_bytes)}; the leanest is {least.name} at {least.steps} steps, which takes "
+            f"{size(least.bytes)}. Raise --memory."
         )
     reasons = Counter(reason for one in found for _, reason in one.failures.values())
     if reasons:
@@ -248,27 +210,9 @@ def table(found: Sequence[Candidate]) -> Table:
             str(one.steps),
             one.name,
             one.target,
-            _size(one.bytes) if one.bytes == one.bytes else "–",
+            size(one.bytes) if one.bytes == one.bytes else "–",
             f"{one.seconds:.3g}" if one.seconds == one.seconds else "–",
             *(f"{number:.2g}" if number is not None else "–" for number in numbers),
             ", ".join(failed or stuck),
         )
     return shown
-
-
-def _costs(one: Candidate) -> str:
-    told = [f"{one.seconds:.3g} s", _size(one.bytes)]
-    for name, what in (("rel_error_flow", "flow's"), ("rel_error_unrolled", "unrolled")):
-        if name in one.metrics:
-            told.append(f"{one.metrics[name]:.1e} from the {what} gradient")
-    return ", ".join(told)
-
-
-def _call(cell: Cell) -> str:
-    shown = ("inner_steps", "inner_lr", "num_states", "forward", "backward", "segment", "variant")
-    given = [f"{name}={cell.options[name]!r}" for name in shown if name in cell.options]
-    return ", ".join([f'"{cell.method}"', *given])
-
-
-def _size(value: float) -> str:
-    return ByteSize(value).human_readable(separator=" ")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("imaml", {"variant": "paper-gd"}),
     ("amaml", {}),
 )
+SEEDS = (1, 2)  # of the other tasks on which what is recommended has to prove itself
+CHECKPOINTS = {"forward": "rk4", "backward": "rk4", "checkpoint": "sqrt"}
 KEPT_ON = ("cpu", "cuda")
 FEW = 4  # steps a state
 LEAST_SECONDS = 1.0  # of a cell in a worker that runs already: a time takes as long
@@ -110,6 +112,21 @@ def plan_cells(
         for method, options in VARIANTS
     ]
     return expand(SweepSpec(name="profile", description="", grid=grids), device=device)
+
+
+def with_checkpoints(cells: Iterable[Cell]) -> list[Cell]:
+    """For updates of ``amaml`` that were too big: rk4 on as many states, of which the square root is kept."""
+    return [
+        cell.model_copy(update={"options": cell.options | CHECKPOINTS, "probe": probe})
+        for cell in cells
+        if cell.method == "amaml" and not cell.options["checkpoint"]
+        for probe in PHASES
+    ]
+
+
+def on_other_tasks(cell: Cell) -> list[Cell]:
+    """The error of the same update for each of ``SEEDS``."""
+    return [cell.model_copy(update={"probe": "error", "seed": seed}) for seed in SEEDS]
 
 
 def _states(steps: int, options: Mapping[str, Any]) -> dict[str, int]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
@@ -40,8 +40,7 @@ def command(
     from rich.markup import escape
 
     from amaml_core import InputError
-    from bench.advise import advice, profile
-    from bench.harness import runner
+    from bench.advise import advice, profile, rounds
     from bench.harness.environment import choose_device
     from bench.harness.progress import make_reporter
     from bench.records import Store
@@ -58,38 +57,31 @@ def command(
     store = Store(out_dir or Path("results") / f"profile-{factory.rpartition(':')[2]}")
     since = time.time() - psutil.Process().create_time()  # this program's own start counts too
     deadline = time.monotonic() + 60 * minutes - since - END_SECONDS
-    cells, records, interrupted = [], [], False
-    for chunk_size in (None, 1):  # tasks one at a time where all together are too big
-        own = {"device": chosen, "dtype": dtype, "chunk_size": chunk_size}
-        wanted = profile.plan_cells(factory, lengths, inner_lr, **own)
-        plan = runner.plan("profile", wanted, store, retry_failed=True)  # the budget may have grown
-        for complaint in plan.complaints:
-            err().print(escape(complaint))
-        with make_reporter(plan, err() if as_json else out(), quiet) as reporter:
-            budget = profile.Budget(size(memory) or 0, deadline - time.monotonic())
-            more, interrupted = profile.run(plan, store, budget, reporter=reporter, say=err().print)
-        cells, records = cells + wanted, records + more
-        found = advice.candidates(records)
-        advised = advice.recommend(found, budget.memory_bytes, tolerance)
-        if interrupted or advised.best is not None or not any(profile.too_big(record, budget) for record in more):
-            break
+    memory_bytes = size(memory) or 0
+    question = rounds.Question(factory, lengths, inner_lr, chosen, dtype, memory_bytes, tolerance)
+    reporting = partial(make_reporter, console=err() if as_json else out(), quiet=quiet)
+    made = rounds.Profile(question, store, deadline, reporting, lambda note: err().print(escape(note)))
+    made.run()
+    found, advised = made.found, made.advice
+    document = advised.document(found, factory, memory_bytes, tolerance)
+    document.write(store.directory)
     if as_json:
-        print(json.dumps(advised.as_json(found), indent=2))
+        print(document.text())
     else:
         tell("")
         Console(width=max(out().width, 120)).print(advice.table(found))  # a row a line, also where nobody looks
         tell("")
         for line in advised.told:
             tell(line)
-        if missing := len(cells) - len(records):
-            tell(f"Not measured, for want of time or memory or after a failure: {missing} of {len(cells)} cells.")
+        if missing := len(made.cells) - len(made.records):
+            tell(f"Not measured, for want of time or memory or after a failure: {missing} of {len(made.cells)} cells.")
         tell(f"The records: {store.path}; `amaml-report build {store.directory}` makes the page.")
-    if interrupted:
+    if made.interrupted:
         err().print("Interrupted. The same command goes on from here.")
         raise typer.Exit(INTERRUPTED)
     if advised.best is None:
         raise typer.Exit(NO_VERDICT)
-    if failed := sum(record.status in ("crashed", "timeout") for record in records):
+    if failed := sum(record.status in ("crashed", "timeout") for record in made.records):
         err().print(f"{failed} cells crashed or timed out; the reasons are above and in the records.")
         raise typer.Exit(CELLS_FAILED)
 

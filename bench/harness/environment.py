@@ -122,12 +122,18 @@ def available_memory() -> int:
 
 def busy(seconds: float = 0.5) -> str:
     """A warning where other processes use this one's cores just now, watched for so long; else empty."""
-    shares = psutil.cpu_percent(interval=seconds, percpu=True)
-    mine = [shares[core] for core in _usable() if core < len(shares)]
-    used = sum(mine) / 100
+    used = cores_taken(seconds)
     if used < BUSY_CORES:
         return ""
-    return f"The machine is busy ({used:.1f} of {len(mine)} cores in use): times will be noisy; stop what else runs."
+    return (
+        f"The machine is busy ({used:.1f} of {usable_cores()} cores in use): times will be noisy; stop what else runs."
+    )
+
+
+def cores_taken(seconds: float) -> float:
+    """How many of this process's cores are in use just now, watched for so long while nothing of ours runs."""
+    shares = psutil.cpu_percent(interval=seconds, percpu=True)
+    return sum(shares[core] for core in _usable() if core < len(shares)) / 100
 
 
 def describe(device: str, threads: int) -> dict[str, Any]:

@@ -35,6 +35,7 @@ EXCLUSIVE_PROBES = TIMED_PROBES | {"allocator", "memory"}  # these run alone; ot
 SHARED_WORKERS = min(2, environment.usable_cores())
 UNREADABLE = "unreadable"  # the version of sources that no worker could have run
 KEPT_ON = frozenset({"cuda"})  # devices that a process takes seconds to open
+WATCH_S = 0.2  # how long others are watched before a cell is timed
 MEMORY_SHARE = 0.7  # of what is available, for all workers that run at once
 
 
@@ -207,8 +208,10 @@ def _run_cell(
     kind: Hashable,
     tell: Callable[[int, int], None],
 ) -> Record | None:
-    started, began = datetime.now(UTC), time.perf_counter()
     now = environment.moment(cell.device)
+    if cell.probe in TIMED_PROBES:  # it runs alone, so that what is in use is in use by others
+        now["cores_taken"] = round(environment.cores_taken(WATCH_S), 2)
+    started, began = datetime.now(UTC), time.perf_counter()
     request = {
         "cell": cell.model_dump(),
         "threads": threads_for(cell.probe, cell.device),

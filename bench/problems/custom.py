@@ -25,7 +25,7 @@ from bench.records import Cell
 MAX_EVALUATIONS = 1000  # of the inner loss, for one reference
 Sampler = Callable[[int], am.TaskBatch]
 held: dict[Path, bytes] = {}
-"""Files that users' own import, as they were when this process first loaded one that does: it may hold their modules."""
+"""Files that a user's own imports, as they were when this process first loaded that: it may hold modules of them."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,5 @@
 """The profile's schedule, with stub workers."""
 
-import sys
-from functools import partial
-
 import pytest
 from stand_ins import Quiet
 
@@ -10,6 +7,7 @@ from amaml_core import METHODS
 from bench.advise import profile
 from bench.advise.profile import Budget
 from bench.harness import runner
+from bench.peers import create
 from bench.records import Store
 
 MIB = 2**20
@@ -36,31 +34,22 @@ def test_one_worker_measures_all_cells_and_is_given_the_threads_of_each(measure,
     assert len(asked) == len(records)
 
 
-WORKER = """
-import json, os, sys
-for line in sys.stdin:
-    request = json.loads(line)
-    cell = request["cell"]
-    with open(sys.argv[0] + ".trace", "a") as trace:
-        print(os.getpid(), cell["probe"], request["threads"], file=trace)
-    status = "oom" if cell["method"] == "maml" and cell["options"]["inner_steps"] == 20 else "ok"
-    peak = 10**9 if cell["method"] == "reptile" and cell["options"]["inner_steps"] == 20 else 1
-    metrics = {"peak_allocated_bytes": peak} if cell["probe"] == "allocator" else {}
-    answer = {"status": status, "reason": "", "metrics": metrics, "samples": {}}
-    os.write(int(sys.argv[1]), json.dumps(answer).encode() + b"\\n")
+ANSWER = """
+def answer(cell, options):
+    if cell["method"] == "maml" and options["inner_steps"] == 20:
+        return {"status": "oom"}
+    peak = 10**9 if cell["method"] == "reptile" and options["inner_steps"] == 20 else 1
+    return {"metrics": {"peak_allocated_bytes": peak} if cell["probe"] == "allocator" else {}}
 """
 
 
 @pytest.fixture
-def trace(tmp_path):
-    return tmp_path / "worker.py.trace"
+def trace(stub_worker):
+    return stub_worker(ANSWER)
 
 
 @pytest.fixture
-def measure(tmp_path, monkeypatch, cells):
-    (tmp_path / "worker.py").write_text(WORKER)
-    monkeypatch.setattr(runner, "run", partial(runner.run, command=(sys.executable, str(tmp_path / "worker.py"))))
-    monkeypatch.setattr(runner.environment, "busy", lambda: "")
+def measure(tmp_path, trace, cells):
     store = Store(tmp_path / "store")
 
     def go(seconds):
@@ -89,3 +78,13 @@ def test_a_second_profile_measures_only_what_failed(measure, cells, monkeypatch)
 
 def test_without_time_nothing_is_started(measure):
     assert measure(seconds=0.5) == ([], False)
+
+
+def test_checkpoints_are_those_of_the_method_that_the_registry_makes(cells):
+    big = [cell for cell in cells if cell.probe == "allocator"]
+    leaner = profile.with_checkpoints(big)
+    assert [cell.probe for cell in leaner] == list(profile.PHASES) * 4
+    for cell in leaner:
+        assert create(cell.method, **cell.options).options() == cell.options
+    assert [cell.options["num_states"] for cell in leaner[::3]] == [1, 4, 5, 20]
+    assert profile.with_checkpoints(leaner) == []

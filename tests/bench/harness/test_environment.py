@@ -43,6 +43,7 @@ def test_a_busy_machine_is_noticed_on_the_cores_that_are_ours(monkeypatch, perce
     monkeypatch.setattr(environment.psutil, "cpu_percent", lambda interval, percpu: shares)
     assert words in environment.busy(0)
     assert bool(environment.busy(0)) == bool(words)
+    assert environment.cores_taken(0) == 4 * percent / 100
 
 
 def test_a_throttled_gpu_is_told_by_nvmls_own_names(monkeypatch):
@@ -61,6 +62,14 @@ def test_a_throttled_gpu_is_told_by_nvmls_own_names(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pynvml", stand_in)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: SimpleNamespace(uuid="abc"))
     assert environment._gpu_clock() == (1980, "SwPowerCap")
+
+
+def test_of_what_is_timed_the_cores_that_others_take_are_recorded(stub_bench, make_cell, monkeypatch):
+    monkeypatch.setattr(environment, "busy", lambda: "")
+    monkeypatch.setattr(environment, "cores_taken", lambda seconds: 1.234)
+    timed, counted = stub_bench([make_cell("m0", "time"), make_cell("m1", "error")])
+    assert timed.environment["cores_taken"] == 1.23
+    assert "cores_taken" not in counted.environment
 
 
 def test_the_warning_comes_once_before_the_first_timing(stub_bench, make_cell, monkeypatch):

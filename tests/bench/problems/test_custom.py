@@ -132,7 +132,8 @@ def test_a_changed_file_asks_another_question_and_one_that_is_not_imported_does_
 
 
 def test_a_process_that_holds_an_old_module_makes_nothing_under_the_new_source(tmp_path):
-    (tmp_path / "mine.py").write_text("from width_of import WIDTH\n" + SMALL.replace("Linear(2, 1)", "Linear(2, WIDTH)"))
+    wide = SMALL.replace("Linear(2, 1)", "Linear(2, WIDTH)")
+    (tmp_path / "mine.py").write_text(f"from width_of import WIDTH\n{wide}")
     (tmp_path / "width_of.py").write_text("WIDTH = 1")
     options = {"factory": f"{tmp_path / 'mine.py'}:make"}
     old = make_problem("custom", options)
