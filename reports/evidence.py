@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import pandas as pd
 
+from bench.advise.document import Document
 from bench.gate.calibration import Calibration
 from reports import figures
 from reports.analysis import contests, costs, precision
@@ -20,10 +22,12 @@ class Evidence:
     Attributes:
         frame: all records; see ``load.tabulate``.
         calibration: of the gate's times, where there is one.
+        advice: what profiles said of the users' own problems.
     """
 
     frame: pd.DataFrame
     calibration: Calibration | None = None
+    advice: Sequence[Document] = ()
 
     @cached_property
     def usual(self) -> pd.DataFrame:

@@ -6,20 +6,21 @@ import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from pydantic import ValidationError
 
+from bench.advise.document import ADVICE, Document
 from bench.gate.calibration import CALIBRATION, Calibration
 from bench.records import METRICS, RECORDS_FILE, Record, Store, canonical_json, current
 
 LABELLED = ("inner_steps", "inner_lr", "num_states", "backward", "variant")  # shown by place, not as key=value
 UNASKED = ("samples",)  # how often a question is asked is no part of the question
-PRECISION, TRAINING = ("work_precision", "peers"), ("train",)
-APART = PRECISION + TRAINING  # how the names of sweeps begin whose records have a section of their own
+PRECISION, TRAINING, AGAIN = ("work_precision", "peers"), ("train",), ("profile_again",)
+APART = PRECISION + TRAINING + AGAIN  # how the names of sweeps begin whose records have a section of their own
 TEXTS = (
     *("sweep", "study", "cell_id", "benchmark_version", "probe", "problem", "problem_options", "problem_label"),
     *("setting", "method", "series", "label", "target", "options", "backward", "forward", "variant", "dtype", "device"),
@@ -46,12 +47,14 @@ class Results:
         frame: the same as a table, row i for record i; see ``tabulate``.
         notes: sentences about lines that could not be read and records that were left out.
         calibration: of the gate's times, where one lies among the stores.
+        advice: what profiles said, of the stores that are theirs.
     """
 
     records: list[Record]
     frame: pd.DataFrame
     notes: list[str]
     calibration: Calibration | None = None
+    advice: list[Document] = field(default_factory=list)
 
 
 def load(directories: Sequence[Path]) -> Results:
@@ -62,12 +65,14 @@ def load(directories: Sequence[Path]) -> Results:
     """
     records: list[Record] = []
     notes: list[str] = []
+    advice: list[Document] = []
     for directory in directories:
         found: list[Record] = []
         for store in _stores(directory):
             read, complaints = store.read()
             found += read
             notes += complaints
+            _advise(store.directory / ADVICE, advice, notes)
         if not found:
             raise InputError(f"{directory} holds no readable record; make some with `make bench`, then name its store.")
         records += found
@@ -79,7 +84,17 @@ def load(directories: Sequence[Path]) -> Results:
         mine, more = _one_a_cell(current(rows))
         kept += mine
         notes += [f"Sweep {name}: {note}" if name else note for note in more]
-    return Results(kept, tabulate(kept), notes, _calibration(directories))
+    return Results(kept, tabulate(kept), notes, _calibration(directories), advice)
+
+
+def _advise(path: Path, advice: list[Document], notes: list[str]) -> None:
+    """Add what a profile said, or a note on why that cannot be read."""
+    if path.is_file():
+        try:
+            advice.append(Document.model_validate_json(path.read_bytes()))
+        except ValidationError as error:
+            told = str(error).splitlines()[0]
+            notes.append(f"{path} is not the advice of this version's profile ({told}); run that again.")
 
 
 def _calibration(directories: Sequence[Path]) -> Calibration | None:

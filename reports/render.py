@@ -24,8 +24,8 @@ def build(results: Results, out: Path) -> Path:
 
     Everything is rendered before the first byte is written; each file is replaced as a whole.
     """
-    sections, findings = _collected(Evidence(results.frame, results.calibration))
-    shown = [section for section in sections if section.tables]
+    sections, findings = _collected(Evidence(results.frame, results.calibration, results.advice))
+    shown = [section for section in sections if section.tables or section.notices]
     counts = results.frame.status.value_counts()
     context = {
         "findings": findings,
@@ -35,7 +35,8 @@ def build(results: Results, out: Path) -> Path:
         "environments": environments(results.frame),
         "notes": results.notes,
         "missing": [section for section in sections if not section.tables and section.target],
-        "sections": shown,
+        "opening": [section for section in shown if section.notices],
+        "sections": [section for section in shown if not section.notices],
     }
     drawn = [figure for section in shown for figure in section.figures]
     files = {

@@ -9,6 +9,25 @@ from reports.tables import Table
 
 
 @dataclass(frozen=True)
+class Notice:
+    """What is to be read before anything else on the page.
+
+    Attributes:
+        title: the answer, in a line.
+        lead: a sentence below it, may be empty.
+        facts: the numbers that matter most: what they are, and their values.
+        code: to copy, may be empty.
+        points: what else there is to say, in sentences.
+    """
+
+    title: str
+    lead: str = ""
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    code: str = ""
+    points: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Section:
     """One section of the report.
 
@@ -20,6 +39,7 @@ class Section:
         tables: of it; those without a row are not shown.
         figures: of it.
         findings: what its numbers say, in sentences computed from them; none about what was not measured.
+        notices: of it; a section with any opens the page.
     """
 
     id: str
@@ -29,3 +49,4 @@ class Section:
     tables: list[Table]
     figures: list[Figure] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
+    notices: list[Notice] = field(default_factory=list)

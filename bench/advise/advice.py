@@ -46,9 +46,9 @@ class Advice:
                 target=one.target,
                 metrics=one.metrics,
                 failures=one.failures,
-                error=None if math.isnan(one.error) else one.error,
+                error=None if math.isnan(one.error) or not one.compared else one.error,
                 checks=len(one.again),
-                outcome="recommended" if one is self.best else _outcome(one, memory_bytes, tolerance),
+                outcome="recommended" if one == self.best else _outcome(one, memory_bytes, tolerance),
             )
             for one in found
         ]

@@ -93,6 +93,11 @@ class Candidate:
         return math.nan if any(map(math.isnan, found)) else max(found)
 
     @property
+    def compared(self) -> bool:
+        """Whether its gradient was held against a reference: what is exact by design may do without."""
+        return any(name.startswith(("rel_error_", "cosine_")) for name in self.metrics)
+
+    @property
     def rechecked(self) -> bool:
         """Whether its error was found on all of ``SEEDS`` too."""
         return len(self.again) == len(SEEDS)

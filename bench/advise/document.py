@@ -43,7 +43,7 @@ class Measured(_Strict):
         target: what it estimates.
         metrics: on the first tasks.
         failures: status and reason by probe.
-        error: the worst distance to the nearer gradient on all tasks that were looked at.
+        error: the worst distance to the nearer gradient on all tasks that were looked at; None where there were none.
         checks: how many batches of other tasks those were.
         outcome: "recommended", or what speaks against it in a word or two.
     """

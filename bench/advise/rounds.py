@@ -13,6 +13,8 @@ from bench.advise.candidate import Candidate, candidates
 from bench.harness import runner
 from bench.records import Cell, Record, Store
 
+SWEEP = "profile"
+SWEEP_AGAIN = "profile_again"  # apart, or a report would set means over more tasks beside the others' numbers
 AGAIN = 0.1  # the share of the time that is kept for looking again at what is recommended
 
 
@@ -92,17 +94,17 @@ class Profile:
         looked_at: list[str] = []
         while not self.interrupted and (best := self.advice.best) and best.cell.cell_id not in looked_at:
             looked_at.append(best.cell.cell_id)
-            self._round(profile.on_other_tasks(best.cell), self.deadline)
+            self._round(profile.on_other_tasks(best.cell), self.deadline, SWEEP_AGAIN)
 
     def _budget(self, deadline: float) -> profile.Budget:
         return profile.Budget(self.question.memory_bytes, deadline - time.monotonic())
 
-    def _round(self, wanted: Iterable[Cell], deadline: float) -> list[Record]:
+    def _round(self, wanted: Iterable[Cell], deadline: float, sweep: str = SWEEP) -> list[Record]:
         """Measure these cells; their records."""
         if self.interrupted:
             return []
         cells = list(wanted)
-        plan = runner.plan("profile", cells, self.store, retry_failed=True)  # the budget may have grown
+        plan = runner.plan(sweep, cells, self.store, retry_failed=True)  # the budget may have grown
         for complaint in [] if self.cells else plan.complaints:  # once
             self.say(complaint)
         with self.reporting(plan) as reporter:

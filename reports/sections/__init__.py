@@ -7,6 +7,7 @@ from collections.abc import Callable
 from reports.evidence import Evidence
 from reports.section import Section
 from reports.sections import (
+    advice,
     budget,
     closed_form,
     cosmixture,
@@ -22,6 +23,7 @@ from reports.sections import (
 )
 
 SECTIONS: list[Callable[[Evidence], Section]] = [  # in the order of the page
+    advice.section,
     overview.section,
     budget.section,
     regression.section,

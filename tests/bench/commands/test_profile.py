@@ -1,9 +1,11 @@
 import json
 import time
+from pathlib import Path
 
 from stand_ins import HALF
 
 from bench.advise import profile
+from bench.advise.document import ADVICE
 from bench.records import Store
 
 INSERT = "import os, sys\nsys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))\nimport helper\n"
@@ -57,6 +59,7 @@ def test_a_program_can_read_the_recommendation_and_tasks_one_at_a_time_are_tried
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["recommendation"]["chunk_size"] == 1
+    assert json.loads(Path("s", ADVICE).read_text()) == said
     whole = [row for row in said["measured"] if row["chunk_size"] is None]
     assert all(row["metrics"]["peak_allocated_bytes"] > 35_000 for row in whole if row["metrics"])
     assert "chunk_size=1" in " ".join(said["told"])
