@@ -103,7 +103,7 @@ class Profile:
         """Measure these cells; their records."""
         if self.interrupted:
             return []
-        cells = list(wanted)
+        cells = [*{cell.cell_id: cell for cell in wanted}.values()]  # two updates may become one with checkpoints
         plan = runner.plan(sweep, cells, self.store, retry_failed=True)  # the budget may have grown
         for complaint in [] if self.cells else plan.complaints:  # once
             self.say(complaint)

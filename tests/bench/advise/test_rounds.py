@@ -33,9 +33,9 @@ def profiled(stub_worker, tmp_path):
     """A profile of workers that answer by this rule, and what was measured, in order."""
     (tmp_path / "mine.py").write_text("")
 
-    def go(rule="pass", memory=100, seconds=300.0):
+    def go(rule="pass", memory=100, seconds=300.0, steps=20):
         stub_worker(ANSWER.replace("RULE", rule))
-        asked = rounds.Question(f"{tmp_path}/mine.py:make", [20], 0.05, "cpu", "float32", memory, 0.05)
+        asked = rounds.Question(f"{tmp_path}/mine.py:make", [steps], 0.05, "cpu", "float32", memory, 0.05)
         reporting = lambda plan: nullcontext(Quiet())  # noqa: E731
         made = rounds.Profile(asked, Store(tmp_path / "store"), time.monotonic() + seconds, reporting, print)
         made.run()
@@ -59,6 +59,13 @@ def test_checkpoints_are_tried_where_the_plain_one_was_too_big_and_before_tasks_
     assert made.advice.best.name == "amaml, 5 states, rk4, checkpoints"
     assert [one for one in asked(made) if one[1]] == [("amaml", True, None, seed) for seed in (0, 1, 2)]
     assert not any(chunk for _, _, chunk, _ in asked(made))
+
+
+def test_updates_that_checkpoints_make_one_are_measured_once(profiled):
+    made = profiled("lean = method == 'remat-maml'", steps=1)
+    ids = [record.cell_id for record in made.records]
+    assert len(set(ids)) == len(ids)
+    assert ("amaml", True, None, 0) in asked(made)
 
 
 def test_where_nothing_was_too_big_there_are_no_checkpoints(profiled):
@@ -101,7 +108,7 @@ def test_where_none_holds_there_is_no_recommendation_and_it_says_why(profiled):
 def test_a_look_at_other_tasks_that_crashes_is_told_and_not_repeated(profiled):
     made = profiled("if cell['seed']: status = 'crashed'", memory=10_000)
     assert made.advice.best.cell.method == "maml"
-    assert "on one batch of tasks only" in " ".join(made.advice.told)
+    assert "on 1 and not 3 batches of tasks" in " ".join(made.advice.told)
     assert [record.cell.seed for record in made.records if record.cell.seed] == [1, 2]
 
 
