@@ -24,7 +24,6 @@ from amaml_core.methods.base import (
     MetaGradient,
     MetaGradientMethod,
     Outcome,
-    Status,
     Target,
     gradient_descent,
     unrolled,
@@ -34,10 +33,12 @@ from amaml_core.methods.imaml import IMAML
 from amaml_core.methods.maml import MAML
 from amaml_core.methods.remat_maml import RematMAML
 from amaml_core.methods.reptile import Reptile
-from amaml_core.ode.adjoint import BACKWARDS, adjoint_gradient, autodiff_gradient
+from amaml_core.ode.adjoint import BACKWARDS
 from amaml_core.ode.scheme import SolverFailedError, System, Trajectory
 from amaml_core.ode.solve import SOLVERS, solve
+from amaml_core.ode.vector_field import AdjointGradient, adjoint_gradient, autodiff_gradient
 from amaml_core.problem import MetaProblem
+from amaml_core.status import Status
 from amaml_core.stopping import GradientNorm, QueryLoss, Stopping
 from amaml_core.tasks import TaskBatch, batches
 from amaml_core.training import Training, train
@@ -52,6 +53,7 @@ __all__ = [
     "SOLVERS",
     "Adaptation",
     "AdaptationCurve",
+    "AdjointGradient",
     "Check",
     "Doubt",
     "GradientNorm",

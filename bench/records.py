@@ -88,6 +88,7 @@ METRICS: dict[str, Metric] = {
     "target_range": Metric("1", "neither", "counter_key", "the largest possible target less the smallest"),
     "query_loss": Metric("1", "lower", "counter_key", "mean query loss at the end of the trajectory"),
     "not_converged_tasks": Metric("1", "lower", "counter_key", "tasks whose solver stopped short of its tolerance"),
+    "inaccurate_tasks": Metric("1", "lower", "counter_key", "tasks whose gradient is told to be inaccurate"),
 }
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -11,16 +13,41 @@ from torch import Tensor
 
 from amaml_core.errors import InputError, positive_integer, positive_number
 from amaml_core.inner import InnerProblem
-from amaml_core.methods.base import Doubt, MetaGradientMethod, Outcome, Target
-from amaml_core.ode.adaptive import MARGIN
-from amaml_core.ode.adjoint import BACKWARD, AdjointSolution, backsolve, check_backward, discrete, tracked
+from amaml_core.methods.accuracy import cleared, clearing, doubtful, estimated, kept_of
+from amaml_core.methods.base import Adaptation, Doubt, MetaGradient, MetaGradientMethod, Outcome, Target
+from amaml_core.methods.refine import BOTH_WAYS, Setting, options, refined
+from amaml_core.ode.accuracy import SUSPICIOUS, defect
+from amaml_core.ode.adaptive import BEARS, MARGIN
+from amaml_core.ode.adjoint import (
+    BACKWARD,
+    MAX_GROWTH,
+    MISSED,
+    AdjointSolution,
+    backsolve,
+    check_backward,
+    discrete,
+    tracked,
+)
 from amaml_core.ode.flow import BudgetSpentError, GradientFlow
 from amaml_core.ode.scheme import FIXED_GRIDS, NumStates, SolverFailedError, Trajectory
 from amaml_core.ode.solve import ADAPTIVE, check_solver, solve
+from amaml_core.problem import MetaProblem
 from amaml_core.stopping import Stopping
+from amaml_core.tasks import TaskBatch
 
 BUDGET_RTOL = 1e-5  # of which the default budget of gradients is thought
-MAX_GROWTH = 5.0  # of λ in one step: negative curvature lengthens it too, but not in steps that resolve the flow
+UNTOLD = ("max_evals", "max_stiffness", "estimate_error", "grad_rtol")
+FOUND = (
+    "forward",
+    "backward",
+    "num_states",
+    "checkpoint",
+    "rtol",
+    "atol",
+    "max_stiffness",
+    "estimate_error",
+)  # where grad_rtol is given
+LEAST_EPS = 1e-4  # of a dtype that can follow a flow: the steps of one rounded off more coarsely are lost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +85,9 @@ class AMAML(MetaGradientMethod):
     prox: float = 0.0
     stopping: Stopping | None = None
     max_evals: int | None = None
+    max_stiffness: float | None = None
+    estimate_error: bool | None = None
+    grad_rtol: float | None = None
 
     name = "amaml"
 
@@ -75,6 +105,14 @@ class AMAML(MetaGradientMethod):
         positive_number("prox", self.prox, or_zero=True)
         if self.max_evals is not None:
             positive_integer("max_evals", self.max_evals)
+        if self.grad_rtol is not None:
+            positive_number("grad_rtol", self.grad_rtol)
+            for field in fields(self):
+                usual = (field.default, self.inner_steps) if field.name == "num_states" else (field.default,)
+                if field.name in FOUND and getattr(self, field.name) not in usual:
+                    raise InputError(f"grad_rtol finds {field.name} itself; give one of the two.")
+        if self.max_stiffness is not None:
+            positive_number("max_stiffness", self.max_stiffness)
         if self.prox and self.backward == "discrete":
             raise InputError('backward="discrete" has no prox; use prox=0 or another backward scheme.')
         if self.stopping is not None and not isinstance(self.stopping, Stopping):
@@ -90,9 +128,9 @@ class AMAML(MetaGradientMethod):
         return self.inner_steps if self.num_states is None else self.num_states
 
     def options(self) -> dict[str, Any]:
-        """See ``MetaGradientMethod.options``; the number of states is written out, ``max_evals`` where it is given."""
+        """See ``MetaGradientMethod.options``; the number of states is written out, ``UNTOLD`` where they are given."""
         named = super().options() | {"num_states": self._states}
-        return {name: value for name, value in named.items() if name != "max_evals" or value is not None}
+        return {name: value for name, value in named.items() if name not in UNTOLD or value is not None}
 
     @property
     def captures_whole(self) -> bool:
@@ -111,16 +149,103 @@ class AMAML(MetaGradientMethod):
 
     @property
     def _max_stiffness(self) -> float:
+        given = self.max_stiffness or math.inf
         if self._states != "accepted" or self.backward not in BACKWARD:  # the way back takes other steps
-            return math.inf
-        return MARGIN * BACKWARD[self.backward].stability
+            return given
+        return min(given, MARGIN * BACKWARD[self.backward].stability)
 
     @property
     def inner_prox(self) -> float:
         """μ."""
         return self.prox
 
+    def meta_gradient(
+        self, problem: MetaProblem, meta: Tensor | Mapping[str, Tensor], tasks: TaskBatch
+    ) -> MetaGradient:
+        """See ``MetaGradientMethod.meta_gradient``; with its error estimated where that is asked for or needed."""
+        if self.grad_rtol is not None:
+
+            def at(setting: Setting) -> MetaGradient:
+                other = self._found(setting, meta)
+                return MetaGradientMethod.meta_gradient(other, problem, meta, tasks)
+
+            return refined(at, self.grad_rtol, kept_of(problem), self)
+        out = super().meta_gradient(problem, meta, tasks)
+        if self.target != "flow" or self.estimate_error is False or not (self.estimate_error or doubtful(out)):
+            return out
+        kept, key = kept_of(problem), (estimated, self)
+        if self.estimate_error is None and key in kept and (trusted := cleared(out, kept[key])):
+            kept[key] = replace(kept[key], left=kept[key].left - 1)
+            return trusted
+        same = replace(tasks, horizon=out.horizon)  # as a stopping rule left it
+        spent = bool(out.stats.get("budgets_spent"))
+
+        def again(factor: float) -> MetaGradient | None:
+            other = self._resolved(factor, spent, torch.finfo(out.grad.dtype).eps)
+            return other and MetaGradientMethod.meta_gradient(other, problem, meta, same)
+
+        overrule, remedy = self.backward != "backsolve", partial(self._remedy, spent)
+        found = estimated(out, again, order=self._order, overrule=overrule, remedy=remedy)
+        if (known := clearing(out, found)) is not None:
+            kept[key] = known
+        return found
+
+    def adapt(self, problem: MetaProblem, meta: Tensor | Mapping[str, Tensor], tasks: TaskBatch) -> Adaptation:
+        """See ``MetaGradientMethod.adapt``."""
+        if self.grad_rtol is None:
+            return super().adapt(problem, meta, tasks)
+        setting = kept_of(problem).get(self, Setting(BOTH_WAYS))
+        return MetaGradientMethod.adapt(self._found(setting, meta), problem, meta, tasks)
+
+    def _found(self, setting: Setting, meta: Tensor | Mapping[str, Tensor]) -> AMAML:
+        """Itself with scheme and resolution of a setting."""
+        assert self.grad_rtol is not None
+        theta = meta["theta"] if isinstance(meta, Mapping) else meta
+        eps = torch.finfo(theta.dtype).eps
+        return replace(self, grad_rtol=None, **options(setting, self.grad_rtol, self.inner_steps, eps))
+
+    def _resolved(self, factor: float, spent: bool, eps: float) -> AMAML | None:
+        """The same with so many times the states, and an adaptive way out with so many times the steps."""
+        states, forward = self._states, self.forward
+        if spent:
+            forward, states = "rk4", self.inner_steps if states == "accepted" else states
+        if isinstance(states, int):
+            if states * factor < 1:
+                return None
+            states = round(states * factor)
+        stiffness = self.max_stiffness or BEARS.get(forward)
+        tighter = factor ** -ADAPTIVE[forward] if forward in ADAPTIVE else 1.0
+        return replace(
+            self,
+            forward=forward,
+            num_states=states,
+            rtol=max(self.rtol * tighter, eps),
+            atol=self.atol * tighter,
+            max_stiffness=stiffness and stiffness / factor,
+            stopping=None,
+        )
+
+    @property
+    def _order(self) -> int:
+        fixed = FIXED_GRIDS.get(self.forward)
+        way_out = ADAPTIVE.get(self.forward, fixed.order if fixed else 2)
+        return min(way_out, BACKWARD[self.backward].order) if self.backward in BACKWARD else way_out
+
+    def _remedy(self, spent: bool, error: float) -> str:
+        if self._states == "accepted" and not spent:
+            help_ = f"lower rtol below {self.rtol * min(0.1, SUSPICIOUS / error):.0e}"
+        else:
+            more = 8 if error > 1 else (2 * error / SUSPICIOUS) ** (1 / self._order)
+            states = self._states if isinstance(self._states, int) else self.inner_steps
+            help_ = f"raise num_states to {math.ceil(states * more)}"
+        return f"{help_}, or have grad_rtol=0.01 find the steps"
+
     def _solve(self, inner: InnerProblem, horizon: Tensor, keep: bool) -> tuple[Trajectory, Tensor]:
+        if torch.finfo(inner.theta.dtype).eps > LEAST_EPS:
+            raise InputError(
+                f"theta is {inner.theta.dtype}, which rounds the steps of a flow away; keep it in float32, and run the "
+                "model in a lower precision under torch.autocast."
+            )
         settings = {
             "rtol": self.rtol,
             "atol": self.atol,
@@ -149,7 +274,7 @@ class AMAML(MetaGradientMethod):
         path, horizon = self._solve(inner, horizon, keep=self.backward != "backsolve")
         end = path.states[-1].clone()  # a view would keep the whole trajectory alive
         loss, terminal = inner.query_gradient(end)
-        horizon_grad = None
+        horizon_grad = missed = None
         if self.target == "flow":
             horizon_grad = -(terminal * inner.gradient(end)).sum(-1)
         if self.backward == "backsolve":
@@ -180,9 +305,18 @@ class AMAML(MetaGradientMethod):
                 scheme = BACKWARD[self.backward]
                 solution = tracked(GradientFlow(inner), path, terminal, scheme, integrate=self.prox > 0)
             inner.stats["states_stored"] += len(path.states) + (path.every if path.every > 1 else 0)
+        if horizon_grad is not None:
+            start = inner.start()
+            missed = defect(solution.adjoint, -inner.gradient(start), horizon_grad, start, horizon)
         grads = solution.adjoint if solution.integral is None else solution.adjoint + self.prox * solution.integral
-        doubts = (*self._doubts(inner.start(), solution), *self._spent(inner, horizon))
-        return Outcome(end, horizon, loss, grads, horizon_grad, doubts)
+        doubts = (*self._doubts(inner.start(), end, solution), *self._spent(inner, horizon))
+        if missed is not None:
+            remedy = (
+                "⟨λ, f⟩ is not the same at both ends (defect {:.0%}), as of too few steps or of kinks (ReLU, "
+                "max-pooling); estimate_error=True tells how far off the gradient is."
+            )
+            doubts += (Doubt(missed > SUSPICIOUS, "inaccurate", remedy, missed),)
+        return Outcome(end, horizon, loss, grads, horizon_grad, missed, doubts)
 
     def _spent(self, inner: InnerProblem, horizon: Tensor) -> tuple[Doubt, ...]:
         """What is told of tasks that ended well, but on steps of rk4 and not on the solver's own."""
@@ -195,10 +329,11 @@ class AMAML(MetaGradientMethod):
         )
         return (Doubt(torch.ones_like(horizon, dtype=torch.bool), "not_converged", remedy),)
 
-    def _doubts(self, start: Tensor, solution: AdjointSolution) -> tuple[Doubt, ...]:
+    def _doubts(self, start: Tensor, end: Tensor, solution: AdjointSolution) -> tuple[Doubt, ...]:
         if solution.start is not None:
-            distance = (solution.start - start).norm(dim=-1)
-            bad = ~(distance <= 1e-2 * (1 + start.norm(dim=-1)))  # NaN is bad too
+            distance, way = (solution.start - start).norm(dim=-1), (end - start).norm(dim=-1)
+            rounding = math.sqrt(torch.finfo(start.dtype).eps) * start.norm(dim=-1)
+            bad = ~(distance <= MISSED * way + rounding)  # NaN is bad too
             remedy = "The back-solve missed the start of the trajectory; track the states (any other backward=)."
         elif self.target == "flow" and solution.stiffness is not None:
             bad = ~(solution.stiffness <= BACKWARD[self.backward].stability)
@@ -208,7 +343,9 @@ class AMAML(MetaGradientMethod):
             remedy = f"The backward {self.backward} steps are unstable for this curvature; {more}."
         elif self.target == "flow" and solution.growth is not None:
             bad = ~(solution.growth <= MAX_GROWTH)
-            remedy = "A step is unstable for this curvature and amplifies the adjoint; lower rtol, or raise num_states."
+            remedy = (
+                "The steps are unstable for this curvature and amplify the adjoint; lower rtol, or raise num_states."
+            )
         else:
             return ()
         return (Doubt(bad, "diverged", remedy),)

@@ -22,27 +22,13 @@ from amaml_core.errors import InputError, positive_integer, positive_number
 from amaml_core.inner import InnerProblem
 from amaml_core.ode.scheme import SolverFailedError
 from amaml_core.problem import NOT_FINITE, MetaProblem
+from amaml_core.status import OK, Code, Status
 from amaml_core.tasks import TaskBatch
 
 Target = Literal["unrolled", "flow", "stationary", "surrogate"]
 """What a method estimates: the gradient of K discrete steps, of the ODE at T, of the inner optimum, or a stand-in."""
 
 PEAKS = frozenset({"states_stored"})  # the statistics of which chunks of tasks report the largest, not the sum
-
-
-class Status(str):
-    """How a task ended, "ok", "diverged" or "not_converged", with its remedy in words."""
-
-    remedy: str
-
-    def __new__(cls, code: Literal["ok", "diverged", "not_converged"], remedy: str = "") -> Status:
-        """A status of this code."""
-        self = super().__new__(cls, code)
-        self.remedy = remedy
-        return self
-
-
-OK = Status("ok")
 
 
 @dataclass(frozen=True)
@@ -54,8 +40,9 @@ class Adaptation:
         query_loss: L_val(u_b(T_b)), ``[B]``.
         horizon: T_b as used, early stopping included, ``[B]``.
         status: one a task; a task that failed stays in its place with the values that it reached. "diverged" means
-            values that are not finite, or an adjoint that is unstable or missed its start: huge but finite values of
-            a method that is exact for its discrete steps are "ok".
+            values that are not finite, or an adjoint that is unstable or missed its start, "inaccurate" a flow's
+            gradient that is further off than ``accuracy.INACCURATE``: huge but finite values of a method that is exact
+            for its discrete steps are "ok".
         stats: plain integers, summed over chunks, the largest of groups that ran side by side: ``grad_evals``,
             ``hvp_evals``, ``forward_steps``, …
     """
@@ -75,11 +62,17 @@ class MetaGradient(Adaptation):
         task_grads: dJ_b/dθ, ``[B, d]``.
         grads: the mean over tasks for each meta-parameter. A task that diverged makes it NaN or large, never absent.
         horizon_grad: dJ_b/dT_b, ``[B]``, for the methods whose target is the flow.
+        defect: for these methods, ``[B]``, how far ⟨λ(0), f(θ)⟩ and dJ_b/dT_b are apart as a share of the larger, which
+            along a flow are the same; see ``accuracy.defect``.
+        error_estimate: for these methods, ``[B]``, of ‖task_grads − the flow's‖ / ‖task_grads‖; None where there was
+            no need for it and nobody asked.
     """
 
     task_grads: Float[Tensor, "tasks params"]
     grads: dict[str, Tensor]
     horizon_grad: Float[Tensor, " tasks"] | None = None
+    defect: Float[Tensor, " tasks"] | None = None
+    error_estimate: Float[Tensor, " tasks"] | None = None
 
     @property
     def grad(self) -> Float[Tensor, " params"]:
@@ -98,7 +91,7 @@ class Doubt(NamedTuple):
     """
 
     where: Bool[Tensor, " tasks"]
-    code: Literal["diverged", "not_converged"]
+    code: Code
     remedy: str
     figure: Float[Tensor, " tasks"] | None = None
 
@@ -113,6 +106,7 @@ class Outcome:
         query_loss: ``[B]``; worked out from u where it is None.
         task_grads: ``[B, d]``; None after mere adaptation.
         horizon_grad: ``[B]``, or None where it means nothing.
+        defect: ``[B]``, or None likewise; see ``MetaGradient``.
         doubts: of which the first that holds is a task's status; values that are not finite are noticed anyway.
     """
 
@@ -121,6 +115,7 @@ class Outcome:
     query_loss: Tensor | None = None
     task_grads: Tensor | None = None
     horizon_grad: Tensor | None = None
+    defect: Tensor | None = None
     doubts: tuple[Doubt, ...] = ()
 
 
@@ -216,9 +211,8 @@ class MetaGradientMethod(Estimator):
         assert done.query_loss is not None
         assert done.task_grads is not None
         grads = {"theta": done.task_grads.mean(0)}
-        return MetaGradient(
-            done.u, done.query_loss, done.horizon, status, stats, done.task_grads, grads, done.horizon_grad
-        )
+        told = (done.u, done.query_loss, done.horizon, status, stats)
+        return MetaGradient(*told, done.task_grads, grads, done.horizon_grad, done.defect)
 
     @torch.inference_mode(False)
     def _over_chunks(
@@ -270,7 +264,7 @@ class MetaGradientMethod(Estimator):
             remedy = f"The solver gave up ({error}); shorten the horizon or check the loss."
             gave_up = Doubt(torch.ones_like(horizon, dtype=torch.bool), "diverged", remedy)
             done, flags = _finished(
-                lambda *_: Outcome(nan, horizon, nan[:, 0], nan, nan[:, 0], (gave_up,)), inner, horizon
+                lambda *_: Outcome(nan, horizon, nan[:, 0], nan, nan[:, 0], nan[:, 0], (gave_up,)), inner, horizon
             )
         return [(done, _judged(done, flags, inner))], inner.stats
 

@@ -19,6 +19,9 @@ Variant = Literal["paper-gd", "paper-hf", "official"]
 # the constants of the code that the authors of iMAML published
 OFFICIAL_DAMPING = 1.0
 OFFICIAL_LAM_DAMPING = 10.0
+# ‖∇L_tr + λ(u−θ)‖ / ‖λ(u−θ)‖, two terms that cancel at the optimum, below which u counts as there. Where λ outweighs the
+# curvature it is what a Newton step would add to u−θ, as a share of it, elsewhere more: an error of the gradient's size
+STATIONARY = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,8 @@ class IMAML(MetaGradientMethod):
         cg_steps: conjugate-gradient iterations, for the meta-gradient and for a Newton direction.
         newton_steps: Newton iterations of "paper-hf".
         cg_tol: relative residual below which the meta-gradient's system counts as solved.
-        inner_tol: ‖∇‖ ≤ inner_tol · (1 + ‖∇ at θ‖) of the regularised loss counts as its optimum.
+        inner_tol: Newton stops at ‖∇‖ ≤ inner_tol · (1 + ‖∇ at θ‖) of the regularised loss, once that is small beside
+            λ‖u−θ‖ too. What is not within ``STATIONARY`` of that is "not_converged".
     """
 
     variant: Variant = "paper-gd"
@@ -91,24 +95,30 @@ class IMAML(MetaGradientMethod):
             matvec = lambda v: point.hvp(v) / self.lam  # noqa: E731  # hvp holds λI already: I + H/λ
         early = not inner.captured  # a graph has the products of all iterations anyway
         solution = conjugate_gradient(matvec, right_side, steps=self.cg_steps, tol=self.cg_tol, early=early)
-        return Outcome(u, horizon, loss, solution.x, doubts=self._doubts(inner, point.gradient, solution))
+        return Outcome(u, horizon, loss, solution.x, doubts=self._doubts(inner, u, point.gradient, solution))
 
     @property
     def captures_whole(self) -> bool:
         """Unless Newton's steps look at what they find."""
         return self.variant != "paper-hf"
 
-    def _doubts(self, inner: InnerProblem, gradient: Tensor, solution: LinearSolution) -> tuple[Doubt, ...]:
+    def _doubts(self, inner: InnerProblem, u: Tensor, gradient: Tensor, solution: LinearSolution) -> tuple[Doubt, ...]:
         unsolved = solution.residual > self.cg_tol
-        moving = torch.zeros_like(unsolved)
+        moving, left = torch.zeros_like(unsolved), None
         if self.target == "stationary":
-            moving = gradient.norm(dim=-1) > self.inner_tol * (1 + inner.gradient(inner.start()).norm(dim=-1))
+            size, held = gradient.norm(dim=-1), self.lam * (u - inner.theta).norm(dim=-1)
+            moving, left = size > STATIONARY * held, size / held
         more = "raise newton_steps" if self.variant == "paper-hf" else "raise inner_steps"
         if self.variant == "paper-gd" and self.inner_lr * self.lam >= 2:
             more = f"lower inner_lr below 2/lam = {2 / self.lam:g}: from there on its steps overshoot"
         return (
             Doubt(solution.negative_curvature, "not_converged", "CG met negative curvature; raise lam."),
-            Doubt(moving, "not_converged", f"The inner problem is short of its optimum; {more}."),
+            Doubt(
+                moving,
+                "not_converged",
+                "The inner problem is short of its optimum (‖∇L + λ(u−θ)‖ is {:.0%} of λ‖u−θ‖); " + f"{more}.",
+                left,
+            ),
             Doubt(
                 unsolved,
                 "not_converged",
@@ -121,7 +131,7 @@ class IMAML(MetaGradientMethod):
 def newton_cg(inner: InnerProblem, *, steps: int, cg_steps: int, tol: float) -> Tensor:
     """Minimise the inner objective from θ by truncated Newton steps with Armijo backtracking, task by task.
 
-    A task is done when ‖∇‖ ≤ tol · (1 + ‖∇ at θ‖). Negative curvature cuts the direction short (Nocedal and Wright
+    A task is done when ‖∇‖ ≤ tol · (1 + ‖∇ at θ‖), and ≤ ``STATIONARY`` μ‖u−θ‖ where there is a μ. Negative curvature cuts the direction short (Nocedal and Wright
     2006, alg. 7.1), so that it stays one of descent.
 
     Returns:
@@ -133,6 +143,8 @@ def newton_cg(inner: InnerProblem, *, steps: int, cg_steps: int, tol: float) -> 
         size = point.gradient.norm(dim=-1)
         first = size if first is None else first
         active = size > tol * (1 + first)
+        if inner.prox:
+            active |= size > STATIONARY * inner.prox * (u - inner.theta).norm(dim=-1)
         if not bool(active.any()):
             break
         direction = conjugate_gradient(point.hvp, -point.gradient, steps=cg_steps).x

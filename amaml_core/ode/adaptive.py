@@ -1,16 +1,20 @@
-"""Adaptive explicit schemes whose accepted steps the way back can use: rk4 with an error, and Chebyshev's."""
+"""Adaptive explicit schemes whose accepted steps the way back can use: rk4 with an error, and stabilised ones."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from amaml_core.ode.scheme import RK4, NumStates, Single, SolverFailedError, System, Trajectory
+from amaml_core.ode.scheme import RK4, NumStates, Single, SolverFailedError, System, Trajectory, largest_rms
 
 MARGIN = 0.9  # of a limit of stability, for the estimate of what it limits
+# Smooth steps of rk4 tell an error that is no such small share of one of order two. Where it is, there may be a kink
+# between the stages, and this share of the latter counts.
+BLIND, KINK_SHARE = 1e-3, 0.01
 MAX_STAGES = 20  # of a Chebyshev step: more would gain little
 
 
@@ -19,13 +23,15 @@ class RK4Step:
     """One step of rk4: (u, f(t, u) ``[B, d]``, t, h ``[B, 1]``, (rtol, atol)) -> (u', f(t+h, u'), judgement ``[2]``).
 
     The slope at the new point, which the next step starts with, gives a third-order solution for comparison (Hairer,
-    Nørsett and Wanner 1993, sec. II.4) and, against the last stage at the same time, a lower bound of h‖∂f/∂u‖ where
+    Nørsett and Wanner 1993, sec. II.4), which is blind to a kink in f between the first stage and the last: see ``BLIND``. And it gives,
+    against the last stage at the same time, a lower bound of h‖∂f/∂u‖ where
     it matters: their difference lies in the stiff directions. The third result is (the largest of the tasks' RMS
     errors in units of the tolerance, the largest h‖∂f/∂u‖ or zero where the step does not tell).
     """
 
     order = 3  # of the solution that the step is compared with
     bears = MARGIN * RK4.stability  # the largest h‖∂f/∂u‖
+    accurate, damped = 4, 0.3  # the order, and what a step leaves of a stiff mode
     damps = 1.6  # the h‖∂f/∂u‖ that is damped most, to 0.27 of its size
 
     def __call__(
@@ -45,24 +51,62 @@ class RK4Step:
         stiffness = h.squeeze(-1) * (change.square().sum(-1) / distance).sqrt()
         rounding = 100 * torch.finfo(u.dtype).eps * new.norm(dim=-1)  # at rest nothing is left to tell it from
         stiffness = torch.where(distance.sqrt() > rounding, stiffness, 0.0)
-        return new, end, torch.stack([_error(0.1 * h * change, u, new, tolerance), stiffness.max()])
+        error = _error(0.1 * h * change, u, new, tolerance)
+        bend = (slopes[0] - slopes[1] - slopes[2] + slopes[3]).abs() + (slopes[1] - slopes[2]).abs()
+        coarse = _error(h / 6 * bend, u, new, tolerance)
+        error = torch.where(error < BLIND * coarse, KINK_SHARE * coarse, error)
+        return new, end, torch.stack([error, stiffness.max()])
 
 
 @dataclass(frozen=True)
-class ChebyshevStep:
-    """One step of the stabilised second-order scheme RKC2, whose limit of stability grows as ``stages``².
+class Family:
+    """Orthogonal polynomials P_j = a_j x P_(j-1) − b_j P_(j-2) that a stabilised scheme is made of.
 
-    Arguments and results are those of ``RK4Step`` (Sommeijer, Shampine and Verwer 1998, eq. 2.1 to 2.6).
+    Attributes:
+        lead: P_1(x) / x.
+        terms: j -> (a_j, b_j).
+        shift: the P are taken at 1 + shift/stages², which damps more.
+        reach: stages -> the largest h‖∂f/∂u‖ with a stable step.
+        damped: what a step leaves of a stiff mode, by and large.
+    """
+
+    lead: float
+    terms: Callable[[int], tuple[float, float]]
+    shift: float
+    reach: Callable[[int], float]
+    damped: float
+
+
+FAMILIES = {
+    "rkc2": Family(1.0, lambda j: (2.0, 1.0), 2 / 13, lambda s: 2 / 3 * (s**2 - 1), damped=0.7),
+    "rkg2": Family(3.0, lambda j: ((2 * j + 1) / j, (j + 1) / j), 0.0, lambda s: (s + 4) * (s - 1) / 3, damped=0.4),
+}
+
+
+@dataclass(frozen=True)
+class StabilizedStep:
+    """One step of a stabilised second-order scheme, whose limit of stability grows as ``stages``².
+
+    "rkc2" is made of Chebyshev's polynomials (Sommeijer, Shampine and Verwer 1998, eq. 2.1 to 2.6), "rkg2" of
+    Gegenbauer's of order 3/2 in the same way (O'Sullivan 2019): it damps stiff modes to a third a step where the other
+    leaves two thirds, as the way back needs, for a fifth more stages. Arguments and results are those of ``RK4Step``.
     """
 
     stages: int
+    solver: str = "rkc2"
 
     order = 2
+    accurate = 2
 
     @property
     def bears(self) -> float:
         """The largest h‖∂f/∂u‖."""
-        return 0.95 * 2 / 3 * (self.stages**2 - 1)
+        return 0.95 * FAMILIES[self.solver].reach(self.stages)
+
+    @property
+    def damped(self) -> float:
+        """See ``Family``."""
+        return FAMILIES[self.solver].damped
 
     def __call__(
         self, system: System, u: Tensor, slope: Tensor, t: Tensor, h: Tensor, tolerance: Tensor
@@ -75,19 +119,21 @@ class ChebyshevStep:
 
     def advance(self, system: System, u: Tensor, slope: Tensor, t: Tensor, h: Tensor) -> Tensor:
         """The state after the step, ``[B, d]``."""
-        w0 = 1 + 2 / 13 / self.stages**2
-        value, first, second = [1.0, w0], [0.0, 1.0], [0.0, 0.0]  # Chebyshev's polynomials at w0, their derivatives
+        family = FAMILIES[self.solver]
+        w0 = 1 + family.shift / self.stages**2
+        value, first, second = [1.0, family.lead * w0], [0.0, family.lead], [0.0, 0.0]  # P at w0, its derivatives
         for j in range(2, self.stages + 1):
-            value.append(2 * w0 * value[j - 1] - value[j - 2])
-            first.append(2 * value[j - 1] + 2 * w0 * first[j - 1] - first[j - 2])
-            second.append(4 * first[j - 1] + 2 * w0 * second[j - 1] - second[j - 2])
+            ahead, behind = family.terms(j)
+            value.append(ahead * w0 * value[j - 1] - behind * value[j - 2])
+            first.append(ahead * (value[j - 1] + w0 * first[j - 1]) - behind * first[j - 2])
+            second.append(ahead * (2 * first[j - 1] + w0 * second[j - 1]) - behind * second[j - 2])
         w1 = first[-1] / second[-1]
         b = [second[max(j, 2)] / first[max(j, 2)] ** 2 for j in range(self.stages + 1)]
-        c = [w1 * second[j] / first[j] for j in range(2, self.stages + 1)]
-        c = [0.0, c[0] / first[2], *c]
-        before, stage = u, u + (b[1] * w1) * h * slope
+        c = [0.0, b[1] * w1 * first[1], *(w1 * second[j] / first[j] for j in range(2, self.stages + 1))]
+        before, stage = u, u + c[1] * h * slope
         for j in range(2, self.stages + 1):
-            mu, nu, weight = 2 * b[j] * w0 / b[j - 1], -b[j] / b[j - 2], 2 * b[j] * w1 / b[j - 1]
+            ahead, behind = family.terms(j)
+            mu, nu, weight = ahead * b[j] * w0 / b[j - 1], -behind * b[j] / b[j - 2], ahead * b[j] * w1 / b[j - 1]
             own = weight * (1 - b[j - 1] * value[j - 1])
             moved = weight * system.field(t + c[j - 1] * h, stage) - own * slope
             before, stage = stage, (1 - mu - nu) * u + mu * stage + nu * before + h * moved
@@ -96,9 +142,9 @@ class ChebyshevStep:
 
 @dataclass(frozen=True)
 class Accepted:
-    """A Chebyshev step as a function of the state alone, see ``OneStep``."""
+    """A stabilised step as a function of the state alone, see ``OneStep``."""
 
-    step: ChebyshevStep
+    step: StabilizedStep
 
     @property
     def evaluations(self) -> int:
@@ -108,6 +154,9 @@ class Accepted:
     def __call__(self, system: System, u: Tensor, t: Tensor, h: Tensor) -> tuple[Tensor]:
         """See ``OneStep``."""
         return (self.step.advance(system, u, system.field(t, u), t, h),)
+
+
+BEARS = {"rk43": RK4Step.bears, **{name: StabilizedStep(MAX_STAGES, name).bears for name in FAMILIES}}
 
 
 def adaptive(
@@ -123,31 +172,37 @@ def adaptive(
     max_steps: int,
     max_stiffness: float,
 ) -> Trajectory:
-    """Solve by "rk43" or "rkc2" with steps that mind the error and the stability of both ways. See ``ode.solve``."""
+    """Solve by "rk43", "rkc2" or "rkg2" with steps that mind the error and the stability of both ways. See ``ode.solve``."""
     scale, tolerance = horizon.unsqueeze(1), u.new_tensor([rtol, atol])
     grid = torch.linspace(0, 1, num_states + 1, dtype=torch.float64).tolist() if isinstance(num_states, int) else []
-    times, states, taken, steps, rejected, s, before = [0.0], [u], [], 0, 0, 0.0, 1.0
-    most = min(max_stiffness, ChebyshevStep(MAX_STAGES).bears if solver == "rkc2" else RK4Step.bears)
+    times, states, taken, steps, rejected, s, before, known = [0.0], [u], [], 0, 0, 0.0, 1.0, 0.0
+    own = keep and not grid  # the way back takes these steps too
+    most = min(max_stiffness, BEARS[solver])
     with torch.no_grad():
         slope = system.field(0.0 * scale, u)
         ds, probe = _first_step(system, u, slope, scale, tolerance, 4 if solver == "rk43" else 3)
         while s < 1.0:
             if steps + rejected >= max_steps:
                 raise SolverFailedError(f"{solver} took more than {max_steps} steps")
-            if solver == "rkc2" and steps + rejected == 0:
-                for _ in range(4):  # the first steps must know what the trajectory itself never visits
+            if (solver in FAMILIES or own) and steps + rejected == 0:
+                for _ in range(4):  # what the trajectory itself never visits
                     probe.look(system, u, slope, s * scale, scale)
+                known = probe.stiffness
             if probe.stiffness > 0:
                 ds = min(ds, most / probe.stiffness)
+            if own:
+                ds = min(
+                    ds, 1 / _fewest(RK4Step() if solver == "rk43" else StabilizedStep(2, solver), probe.stiffness, rtol)
+                )
             if not ds > 1e-10:
                 raise SolverFailedError(f"{solver}'s step size vanished")
-            if solver == "rk43" and keep and not grid and (1.0 - s) * probe.stiffness <= 3 * RK4Step.damps:
+            if solver == "rk43" and own and (1.0 - s) * probe.stiffness <= 3 * RK4Step.damps:
                 # the way back starts with λ(T), which has not left the stiff directions as the trajectory has: near its
                 # limit of stability rk4 would carry them along for many steps
                 ds = min(ds, (1.0 - s) / max(1, math.ceil((1.0 - s) * probe.stiffness / RK4Step.damps - 1e-9)))
             if 1.0 - s < 2 * ds:  # the last two steps are equal, not one of them tiny
                 ds = (1.0 - s) / math.ceil((1.0 - s) / ds - 1e-9)
-            step = RK4Step() if solver == "rk43" else _chebyshev(ds * probe.stiffness)
+            step = RK4Step() if solver == "rk43" else _stabilized(solver, ds * probe.stiffness)
             new, end, judgement = system.run(step, u, slope, s * scale, ds * scale, tolerance)
             error, seen = judgement.tolist()
             power = 1 / (step.order + 1)
@@ -160,7 +215,7 @@ def adaptive(
                 probe.stiffness = seen / ds
                 continue
             reached = s + ds if 1.0 - (s + ds) > 1e-9 else 1.0
-            if solver == "rkc2":
+            if solver in FAMILIES:
                 probe.look(system, new, end, reached * scale, scale)
                 if ds * probe.stiffness > step.bears:  # stiffer at its end: likewise
                     rejected += 1
@@ -175,10 +230,14 @@ def adaptive(
             elif keep:
                 times.append(reached)
                 states.append(new)
-                taken.append(Accepted(step) if isinstance(step, ChebyshevStep) else Single(RK4))
+                taken.append(Accepted(step) if isinstance(step, StabilizedStep) else Single(RK4))
             s, u, slope = reached, new, end
             if solver == "rk43":
                 probe.stiffness = max(0.95 * probe.stiffness, seen / ds)  # the curvature changes slowly along the way
+                known = max(known, seen / ds)
+                if own and probe.stiffness < 0.85 * known:  # the trajectory does not show it any more: is it there?
+                    probe.look(system, u, slope, s * scale, scale)
+                    known = probe.stiffness
             error = max(error, 1e-4)
             ds *= min(5.0, 0.9 * error ** (-0.7 * power) * before ** (0.4 * power))
             before = error
@@ -189,9 +248,22 @@ def adaptive(
     return Trajectory(at, states, steps, rejected, taken=taken)
 
 
-def _chebyshev(stiffness: float) -> ChebyshevStep:
+def _fewest(step: RK4Step | StabilizedStep, stiffness: float, rtol: float) -> float:
+    """Steps over the whole horizon that λ needs, also where u hardly moves, so that its error asks for none.
+
+    Of a mode of λ that decays by e^(-z) over the horizon, n equal steps of order p leave the error
+    z^(p+1)/(p+1)! e^(-z)/n^p, which is largest at z = p+1; and stiff modes must be damped.
+    """
+    p, wanted = step.accurate, 0.1 * rtol if step.accurate > 2 else 10 * rtol  # in order two it would be dear
+    z = min(stiffness, p + 1.0)
+    resolved = (z ** (p + 1) / math.factorial(p + 1) * math.exp(-z) / wanted) ** (1 / p)
+    # to a tenth of the tolerance, for λ(0) is shorter than λ(T)
+    return max(resolved, math.log(0.1 * rtol) / math.log(step.damped)) if stiffness > p + 1 else max(resolved, 1.0)
+
+
+def _stabilized(solver: str, stiffness: float) -> StabilizedStep:
     """The step of the fewest stages that bears h‖∂f/∂u‖; few different ones, for each is compiled."""
-    steps = [ChebyshevStep(stages) for stages in (2, 3, 4, 6, 8, 11, 15, MAX_STAGES)]
+    steps = [StabilizedStep(stages, solver) for stages in (2, 3, 4, 6, 8, 11, 15, MAX_STAGES)]
     return next((step for step in steps if step.bears >= stiffness), steps[-1])
 
 
@@ -224,22 +296,18 @@ def _first_step(
 ) -> tuple[float, Stiffness]:
     """A first step, as a share of the horizon, and a first look at the stiffness (Hairer et al. 1993, sec. II.4)."""
     unit = tolerance[1] + tolerance[0] * u.abs()
-    size, speed = float(_largest_rms(u / unit)), float(_largest_rms(scale * slope / unit))
+    size, speed = float(largest_rms(u / unit)), float(largest_rms(scale * slope / unit))
     if not 0 < speed < math.inf:
         return 1.0, Stiffness(torch.zeros_like(u), torch.ones_like(u), scale)
     ds = min(0.01 * size / speed, 1.0) or 1e-6
     moved = ds * scale * slope
     change = system.field(ds * scale, u + moved) - slope
-    bend = float(_largest_rms(scale * change / unit)) / ds
+    bend = float(largest_rms(scale * change / unit)) / ds
     return min(100 * ds, (0.01 / max(speed, bend)) ** (1 / power)), Stiffness(change, moved, scale)
 
 
 def _error(error: Tensor, u: Tensor, new: Tensor, tolerance: Tensor) -> Tensor:
-    return _largest_rms(error / (tolerance[1] + tolerance[0] * torch.maximum(u.abs(), new.abs())))
-
-
-def _largest_rms(error: Tensor) -> Tensor:
-    return error.square().mean(-1).sqrt().max()
+    return largest_rms(error / (tolerance[1] + tolerance[0] * torch.maximum(u.abs(), new.abs())))
 
 
 def _norm(value: Tensor) -> Tensor:

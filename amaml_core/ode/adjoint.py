@@ -9,14 +9,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from amaml_core.engine.eager import vector_jacobian
 from amaml_core.engine.rule import pieces
-from amaml_core.errors import InputError, positive_integer, positive_number
+from amaml_core.errors import InputError
 from amaml_core.ode.scheme import EULER, FIXED_GRIDS, HEUN, RK4, NumStates, System, Tableau, Trajectory
 from amaml_core.ode.solve import OURS, check_solver, solve
 
 # Euler takes the Jacobian at the far (left) end: that makes it the exact reverse of forward Euler.
 BACKWARD = {"euler": replace(EULER, c=(1.0,)), "modified_euler": HEUN, "rk4": RK4}
+MAX_GROWTH = 5.0  # of λ on its way: negative curvature lengthens it too, so that the error is estimated then
+MISSED = 0.05  # of the way there, by which a back-solve may miss the start
 BACKWARDS = (*BACKWARD, "discrete", "backsolve")
 
 
@@ -27,10 +28,10 @@ class AdjointSolution:
     Attributes:
         adjoint: λ(0), ``[B, d]``.
         integral: ∫λ dt over [0, T_b] by the same scheme, ``[B, d]``; None unless asked for.
-        stiffness: ``[B]``, the largest h‖(∂f/∂u)ᵀλ‖/‖λ‖ met: beyond the scheme's stability limit, λ is not damped
-            as the ODE damps it but amplified. None for a back-solve.
+        stiffness: ``[B]``, the largest h‖(∂f/∂u)ᵀλ‖/‖λ‖ met at the ends of intervals: beyond the scheme's stability
+            limit, λ is not damped as the ODE damps it but amplified. None for a back-solve.
         start: û(0) as the back-solve found it, ``[B, d]``; None where the states were tracked.
-        growth: ``[B]``, the largest factor by which one differentiated step lengthened λ; None for other ways back.
+        growth: ``[B]``, the largest ‖λ(t)‖/‖λ(T)‖ met by differentiated steps; None for other ways back.
     """
 
     adjoint: Float[Tensor, "tasks params"]
@@ -113,7 +114,7 @@ class Retreat:
 
             def slope(c: float, stage: Tensor, products=products, ratios=ratios, found=found) -> Tensor:
                 value = products[c](stage) if c else found[0]
-                if not ratios:
+                if c in (0.0, 1.0):
                     ratios.append(_norm(value) / _norm(stage).clamp_min(torch.finfo(stage.dtype).tiny))
                 return value
 
@@ -121,7 +122,8 @@ class Retreat:
             if integral is not None:
                 for weight, stage in zip(self.tableau.b, stages, strict=True):
                     integral = integral + (h * weight) * stage
-            stiffness = torch.maximum(stiffness, h.squeeze(-1) * ratios[0])
+            for ratio in ratios:
+                stiffness = torch.maximum(stiffness, h.squeeze(-1) * ratio)
             if found and (j or self.goes_on):
                 found = [product(adjoint), value]
         return (adjoint, stiffness, *([] if integral is None else [integral]), *found)
@@ -138,14 +140,14 @@ def discrete(system: System, trajectory: Trajectory, terminal: Float[Tensor, "ta
         terminal: λ(T), ``[B, d]``.
     """
     adjoint, growth = terminal, terminal.new_ones(len(terminal))
+    first = _norm(terminal).clamp_min(torch.finfo(terminal.dtype).tiny)
     times = trajectory.times.to(terminal.dtype).unsqueeze(-1)
     steps = trajectory.times.diff(dim=0).to(terminal.dtype).unsqueeze(-1)
     for start, last in reversed(trajectory.segments()):
         states = trajectory.replay(system, start, last)
         for j in reversed(range(start, last)):
-            before = _norm(adjoint)
             adjoint = system.transposed(trajectory.taken[j], states[j - start], times[j], steps[j], adjoint)
-            growth = torch.maximum(growth, _norm(adjoint) / before.clamp_min(torch.finfo(before.dtype).tiny))
+            growth = torch.maximum(growth, _norm(adjoint) / first)
     return AdjointSolution(adjoint, growth=growth)
 
 
@@ -191,98 +193,6 @@ def backsolve(
     )
     start, adjoint, *rest = path.states[-1].split(size, dim=1)
     return AdjointSolution(adjoint, rest[0] if rest else None, start=start)
-
-
-def adjoint_gradient(
-    f: Callable[[Tensor, Tensor], Tensor],
-    u0: Tensor,
-    t1: float,
-    terminal_grad: Callable[[Tensor], Tensor],
-    num_states: NumStates,
-    forward: str = "dopri5",
-    backward: str = "modified_euler",
-    rtol: float = 1e-6,
-    atol: float = 1e-8,
-) -> tuple[Tensor, Tensor]:
-    """dL(u(t1))/du0 for any vector field, autonomous or not (Li et al. 2023, eq. 6 and 7).
-
-    Args:
-        f: f(t, u) -> du/dt; t is a 0-d tensor of u's dtype, u has u0's shape. Differentiable by torch.autograd.
-        u0: the initial state, of any shape.
-        t1: the end time, positive.
-        terminal_grad: u(t1) -> dL/du(t1), of u0's shape.
-        num_states: K equal intervals of [0, t1], or "accepted".
-        forward: a solver of ``SOLVERS``.
-        backward: "euler", "modified_euler", "rk4", "discrete" or "backsolve".
-        rtol: of an adaptive solver.
-        atol: likewise.
-
-    Returns:
-        u(t1) and dL/du0, both of u0's shape.
-
-    Raises:
-        InputError: an option is unknown or out of range.
-        SolverFailedError: an adaptive solver gave up.
-
-    Example:
-        >>> import torch, amaml_core as am
-        >>> u0 = torch.ones(3, dtype=torch.float64)
-        >>> end, grad = am.adjoint_gradient(lambda t, u: -u, u0, 1.0, lambda u: u, 50, backward="rk4", rtol=1e-10)
-        >>> bool(torch.allclose(grad, u0 * torch.exp(torch.tensor(-2.0)), atol=1e-7))
-        True
-    """
-    check_solver(forward, num_states, rtol, atol)
-    check_backward(backward, forward, num_states)
-    positive_number("t1", t1)
-    shape = u0.shape
-
-    def field(t: Tensor, u: Tensor) -> Tensor:
-        return f(t.reshape(()), u.reshape(shape)).reshape(1, -1)
-
-    def linearize(t: Tensor, u: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        with torch.enable_grad():
-            u = u.detach().requires_grad_()
-            value = field(t, u)
-
-        return value.detach(), lambda v: vector_jacobian(value, u, v, keep=True)
-
-    options = {"solver": forward, "num_states": num_states, "rtol": rtol, "atol": atol}
-    horizon = u0.new_full((1,), t1)
-    system = System(field, linearize)
-    path = solve(system, u0.detach().reshape(1, -1), horizon, keep=backward != "backsolve", **options)
-    end = path.states[-1]
-    terminal = terminal_grad(end.reshape(shape)).reshape(1, -1)
-    if backward == "backsolve":
-        solution = backsolve(system, end, horizon, terminal, forward_steps=path.steps, **options)
-    elif backward == "discrete":
-        solution = discrete(system, path, terminal)
-    else:
-        solution = tracked(system, path, terminal, BACKWARD[backward])
-    return end.reshape(shape), solution.adjoint.reshape(shape)
-
-
-def autodiff_gradient(
-    f: Callable[[Tensor, Tensor], Tensor],
-    u0: Tensor,
-    t1: float,
-    terminal_grad: Callable[[Tensor], Tensor],
-    num_states: int,
-    forward: str = "heun",
-) -> tuple[Tensor, Tensor]:
-    """The rival of ``adjoint_gradient``: reverse-mode autodiff through ``num_states`` fixed steps of the solve.
-
-    Arguments and results are those of ``adjoint_gradient``; ``forward`` is "euler", "heun" or "rk4".
-    """
-    if forward not in FIXED_GRIDS:
-        raise InputError(f"forward={forward!r} is unknown here; choose one of {', '.join(FIXED_GRIDS)}.")
-    positive_integer("num_states", num_states)
-    positive_number("t1", t1)
-    h = u0.new_tensor(t1 / num_states)
-    with torch.enable_grad():
-        start = u = u0.detach().requires_grad_()
-        for j in range(num_states):
-            u, _ = FIXED_GRIDS[forward].step(lambda c, stage, j=j: f((j + c) * h, stage), u, h)
-        return u.detach(), torch.autograd.grad(u, start, terminal_grad(u.detach()))[0]
 
 
 def check_backward(backward: str, forward: str, num_states: NumStates) -> None:

@@ -219,6 +219,15 @@ class Single:
         return (self.tableau.step(lambda c, stage: system.field(t + c * h, stage), u, h)[0],)
 
 
+def largest_rms(error: Float[Tensor, "tasks params"]) -> Tensor:
+    """The largest of the tasks' RMS norms, over the coordinates that are not zero.
+
+    Those that never move, as parameters that the loss does not use, would hide what goes wrong in the others.
+    """
+    moving = error.sign().abs().sum(-1).clamp_min(1.0)
+    return (error.square().sum(-1) / moving).sqrt().max()
+
+
 def march(system: System, u: Tensor, starts: Tensor, h: Tensor, tableau: Tableau) -> Iterator[tuple[Tensor, ...]]:
     """Steps of h ``[B, 1]`` from u, one at each of the times ``[K, B, 1]``; the states come in runs of a call each."""
     with torch.no_grad():

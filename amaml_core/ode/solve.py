@@ -10,12 +10,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from amaml_core.errors import InputError, positive_integer, positive_number
-from amaml_core.ode.adaptive import adaptive
-from amaml_core.ode.scheme import FIXED_GRIDS, Field, NumStates, SolverFailedError, System, Trajectory, fixed_grid
+from amaml_core.ode.adaptive import FAMILIES, adaptive
+from amaml_core.ode.scheme import (
+    FIXED_GRIDS,
+    Field,
+    NumStates,
+    SolverFailedError,
+    System,
+    Trajectory,
+    fixed_grid,
+    largest_rms,
+)
 
-OURS = ("rk43", "rkc2")
+OURS = ("rk43", *FAMILIES)
 # and the order of what controls their steps
-ADAPTIVE = {"rk43": 4, "rkc2": 3, "dopri5": 5, "dopri8": 8, "bosh3": 3, "fehlberg2": 2, "adaptive_heun": 2}
+ADAPTIVE = {"rk43": 4, "rkc2": 3, "rkg2": 3, "dopri5": 5, "dopri8": 8, "bosh3": 3, "fehlberg2": 2, "adaptive_heun": 2}
 ADAMS = ("explicit_adams", "implicit_adams")
 OTHER_FIXED = ("midpoint", "heun2", "heun3", *ADAMS)  # torchdiffeq's own
 SOLVERS = (*FIXED_GRIDS, *ADAPTIVE, *OTHER_FIXED)
@@ -47,7 +56,7 @@ def solve(
         solver: one of ``SOLVERS``: "euler", "heun" and "rk4" take exactly ``num_states`` steps, "rk43" is rk4 with
             adaptive steps; the others are torchdiffeq's.
         num_states: K = K equal intervals of each [0, T_b], where an adaptive solver's points are as good as its
-            interpolant (torchdiffeq's of order 4, a cubic in "rk43" and "rkc2"); "accepted" = the adaptive solver's
+            interpolant (torchdiffeq's of order 4, a cubic in ours); "accepted" = the adaptive solver's
             own steps, a grid that belongs to the whole batch.
         rtol: of an adaptive solver. The error norm is the largest of the tasks' RMS norms, so that a task's
             accuracy does not depend on its neighbours.
@@ -55,9 +64,8 @@ def solve(
         keep: keep all K+1 states; otherwise only the first and the last.
         every: on a fixed grid, keep only every so-manieth state and the last one.
         max_steps: an adaptive solver gives up after so many steps, rejected ones included.
-        max_stiffness: "rk43" and "rkc2" keep h‖∂f/∂u‖ below this, by their own estimate. A way back on their steps
-            needs what is left of its scheme's stability limit: it meets all directions, also those that the way out
-            has damped.
+        max_stiffness: ours keep h‖∂f/∂u‖ below this, by their own estimate. A way back on their steps needs what is
+            left of its scheme's stability limit: it meets all directions, also those that the way out has damped.
 
     Raises:
         SolverFailedError: an adaptive solver gave up.
@@ -100,7 +108,7 @@ def solve(
         # torchdiffeq looks for its callbacks among the attributes of the function
         scaled.__dict__.update(callback_accept_step=accept, callback_reject_step=reject)
         # the last step ends on T itself, so that the adjoint starts from a solver state and not from an interpolant
-        options = {"norm": _largest_rms, "step_t": grid[-1:]}
+        options = {"norm": largest_rms, "step_t": grid[-1:]}
     elif solver in ADAMS:
         options["max_order"] = 4  # torchdiffeq's default of 12 has hardly any stability left
     try:
@@ -117,10 +125,6 @@ def solve(
         counts["accepted"] = intervals
     times = kept.unsqueeze(1) * horizon
     return Trajectory(times, states, counts["accepted"], counts["rejected"])
-
-
-def _largest_rms(error: Float[Tensor, "tasks params"]) -> Tensor:
-    return error.abs().square().mean(-1).sqrt().max()
 
 
 def check_solver(solver: str, num_states: object, rtol: float, atol: float) -> None:

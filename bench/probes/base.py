@@ -30,14 +30,14 @@ class Measurement:
         self.metrics |= {name: stats[name] for name in STATS if name in stats}
 
     def judge(self, statuses: Sequence[Status]) -> None:
-        """Note diverged tasks, which decide the cell's status, and count those that did not converge."""
+        """Note diverged tasks, which decide the cell's status, and count those inaccurate or not converged."""
         diverged = [status for status in statuses if status == "diverged"]
         if diverged and self.status == "ok":
             self.status = "diverged"
             self.reason = f"{len(diverged)} of {len(statuses)} tasks: {diverged[0].remedy}"
-        short = sum(status == "not_converged" for status in statuses)
-        if short:
-            self.metrics["not_converged_tasks"] = self.metrics.get("not_converged_tasks", 0) + short
+        for code in ("not_converged", "inaccurate"):
+            if count := sum(status == code for status in statuses):
+                self.metrics[f"{code}_tasks"] = self.metrics.get(f"{code}_tasks", 0) + count
 
 
 def eager_only(cell: Cell, probe: str) -> None:

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import amaml_core as am
-from amaml_core.ode.adaptive import MAX_STAGES, ChebyshevStep, RK4Step
+from amaml_core.ode.adaptive import MAX_STAGES, StabilizedStep, RK4Step
 
 ONE = torch.ones(1, 1, dtype=torch.float64)
 TOLERANCE = torch.tensor([1e-3, 1e-3], dtype=torch.float64)
-STEPS = {"rk43": (RK4Step(), 4), **{f"rkc2-{s}": (ChebyshevStep(s), 2) for s in (2, 3, 8, MAX_STAGES)}}
+STEPS = {"rk43": (RK4Step(), 4), **{f"rkc2-{s}": (StabilizedStep(s), 2) for s in (2, 3, 8, MAX_STAGES)}}
 
 
 def take(step, f, u, t, h):

@@ -1,0 +1,222 @@
+"""Flows of one or two numbers whose gradients are known by hand, and networks against finer solves."""
+
+import math
+from dataclasses import replace
+
+import oracles
+import pytest
+import torch
+from torch import nn
+
+import amaml_core as am
+from amaml_core.methods.accuracy import RECHECKED
+
+D = torch.float64
+ACCEPTED = {"num_states": "accepted"}
+
+
+class Point(nn.Module):
+    """Whose output is its parameter: the loss is a function of it."""
+
+    def __init__(self, start, unused=0):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(start, dtype=D))
+        if unused:
+            self.unused = nn.Parameter(torch.zeros(unused, dtype=D))
+
+    def forward(self, x):
+        return self.w.expand(len(x), -1)
+
+
+def run(start, inner, outer, horizon, steps, unused=0, dtype=D, **options):
+    model = Point(start, unused).to(dtype)
+    problem = am.MetaProblem(model, inner_loss=lambda p, y: inner(p[0]), outer_loss=lambda p, y: outer(p[0]))
+    zero = torch.zeros(1, 1, len(start), dtype=dtype)
+    method = am.create_method("amaml", inner_steps=steps, inner_lr=horizon / steps, **options)
+    return method.meta_gradient(problem, problem.initial_parameters(), am.TaskBatch(zero, zero, zero, zero))
+
+
+def quadratic(*curvatures):
+    return lambda u: 0.5 * (torch.tensor(curvatures, dtype=u.dtype) * u * u).sum()
+
+
+def norm(u):
+    return 0.5 * u.square().sum()
+
+
+def quartic(u):
+    return (u**4).sum() / 4
+
+
+def kinked(u):
+    return (3 * u.relu() + u).sum()
+
+
+QUARTIC_GRAD = 401**-1.5  # u(T) = u₀ (1 + 2 u₀² T)^(-1/2) at u₀ = 10, T = 2
+
+
+# what is wrong is told
+
+
+@pytest.mark.parametrize(
+    ("start", "inner", "outer", "horizon", "steps", "options"),
+    [
+        ([1.0, 1.0], quadratic(1, 30), norm, 1.0, 10, {"forward": "heun", "backward": "discrete"}),
+        ([1.0, 1.0], quadratic(1, 30), norm, 3.0, 60, {"forward": "explicit_adams"}),
+        ([10.0], quartic, torch.sum, 2.0, 200, {}),
+        ([1.0], kinked, torch.sum, 1.0, 200, {"rtol": 1e-8}),
+        ([1.0], kinked, torch.sum, 1.0, 200, {"forward": "rk43", "backward": "rk4", "rtol": 1e-8, **ACCEPTED}),
+        # at an optimum of the support loss ⟨λ, f⟩ is zero all along
+        ([0.0], quadratic(20.0), torch.sum, 1.0, 10, {"forward": "rk4", "backward": "rk4", "num_states": 8}),
+    ],
+    ids=["heun", "adams", "quartic", "kink", "kink-rk43", "equilibrium"],
+)
+def test_a_wrong_gradient_is_not_ok(start, inner, outer, horizon, steps, options):
+    found = run(start, inner, outer, horizon, steps, **options)
+    assert found.status[0] in ("inaccurate", "diverged")
+    assert found.status[0].remedy
+
+
+@pytest.mark.parametrize("unasked", [None, False])
+def test_the_defect_alone_tells_too(unasked):
+    found = run([10.0], quartic, torch.sum, 2.0, 200, estimate_error=unasked)
+    assert float(found.grad) > 2 * QUARTIC_GRAD
+    assert found.status[0] == "diverged"  # the first steps are unstable, both ends of an interval seen
+    assert float(found.defect) > 0.5
+    assert (found.error_estimate is None) == (unasked is False)
+
+
+@pytest.mark.parametrize("states", [5, 12])
+def test_the_remedies_for_too_few_states_work(states):
+    found = run([1.0], quadratic(8), torch.sum, 1.0, 50, num_states=states)
+    assert found.status[0] == "inaccurate"
+    more = int(found.status[0].remedy.split("num_states to ")[1].split(",")[0])
+    for options in ({"num_states": more}, {"grad_rtol": 0.01}):
+        mended = run([1.0], quadratic(8), torch.sum, 1.0, 50, **options)
+        assert float(mended.grad) == pytest.approx(math.exp(-8), rel=0.1)
+        assert mended.status[0] == "ok"
+
+
+def test_kinks_are_told_from_errors_of_the_solve():
+    """The true gradient is 0.25, with the jump at the kink; the almost-everywhere derivative is 1."""
+    found = run([1.0], kinked, torch.sum, 1.0, 200, forward="rk43", backward="rk4", rtol=1e-8, **ACCEPTED)
+    assert float(found.adapted) == pytest.approx(-0.75, abs=1e-5)
+    assert "kinks" in found.status[0].remedy
+    assert "maml" in found.status[0].remedy
+
+
+def test_a_kink_between_the_stages_is_not_stepped_over():
+    flow = lambda t, u: torch.where(u > 0, -4.0, -1.0).to(u.dtype)  # noqa: E731
+    for start in torch.linspace(0.05, 3.9, 60, dtype=D):
+        path = am.solve(
+            flow, start.reshape(1, 1), torch.ones(1, dtype=D), solver="rk43", num_states=1, rtol=1e-6, atol=1e-8
+        )
+        exact = -(1 - start / 4) if start < 4 else start - 4
+        assert float(path.states[-1]) == pytest.approx(float(exact), abs=2e-3), float(start)
+
+
+# what is right is right, and ok
+
+
+@pytest.mark.parametrize("rtol", [1e-2, 1e-5])
+def test_at_an_optimum_the_steps_mind_the_adjoint(rtol):
+    options = {"forward": "rk43", "backward": "rk4", "rtol": rtol, **ACCEPTED}
+    found = run([0.0, 0.0], quadratic(1, 1), torch.sum, 2.5, 10, **options)
+    assert found.grad.tolist() == pytest.approx([math.exp(-2.5)] * 2, rel=20 * rtol)
+    assert found.status[0] == "ok"
+
+
+@pytest.mark.parametrize("forward", ["rkc2", "rkg2"])
+def test_a_stiff_mode_at_rest_is_damped_on_the_way_back(forward):
+    outer = lambda u: 0.5 * u[0] ** 2 - u[1]  # noqa: E731
+    options = {"forward": forward, "backward": "discrete", "rtol": 1e-2, **ACCEPTED}
+    found = run([1.0, 0.0], quadratic(1, 20), outer, 2.0, 200, **options)
+    assert found.grad.tolist() == pytest.approx([math.exp(-4), 0.0], abs=1e-3)
+    assert found.status[0] == "ok"
+
+
+def test_unused_parameters_hide_nothing():
+    options = {"forward": "rk43", "backward": "rk4", "rtol": 1e-3, **ACCEPTED}
+    lone, beside = (run([2.0], quartic, torch.sum, 2.0, 50, unused, **options) for unused in (0, 100_000))
+    assert lone.stats["forward_steps"] == beside.stats["forward_steps"]
+    assert float(beside.grad[0]) == pytest.approx(float(lone.grad[0]), rel=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_dtype_that_rounds_the_steps_away_is_refused(dtype):
+    with pytest.raises(am.InputError, match="float32"):
+        run([1.0], norm, torch.sum, 1.0, 10, dtype=dtype)
+
+
+def test_a_long_stiff_horizon_is_no_alarm():
+    """Steps beyond the limit of stability at one end, in a mode that has nothing to say: a quarter of a percent off."""
+    outer = lambda u: u[0] + 1e-3 * u[1]  # noqa: E731
+    found = run([1.0, 0.0], quadratic(0.01, 1.0), outer, 100.0, 1000, num_states=400)
+    assert float(found.grad[0]) == pytest.approx(math.exp(-1), rel=2.5e-3)
+    assert found.status[0] == "ok"
+
+
+# the estimate
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_states": 20},
+        {"forward": "rk4", "backward": "rk4", "num_states": 12},
+        {"forward": "heun", "backward": "discrete", "num_states": 20},
+        {"forward": "rk43", "backward": "rk4", "rtol": 1e-2, **ACCEPTED},
+        {"forward": "rkg2", "backward": "discrete", "rtol": 1e-2, **ACCEPTED},
+    ],
+    ids=str,
+)
+def test_the_estimate_covers_the_error(regression, flow_gradient, options):
+    method = am.create_method("amaml", inner_steps=40, inner_lr=0.05, estimate_error=True, **options)
+    found = method.meta_gradient(regression.problem, regression.theta, regression.tasks)
+    exact = flow_gradient(regression, 2.0)
+    error = (found.task_grads - exact).norm(dim=1) / exact.norm(dim=1)
+    assert set(found.status) == {"ok"}
+    assert bool((error <= 3 * found.error_estimate).all()), (error, found.error_estimate)
+    assert bool((found.error_estimate < 0.1).all())
+
+
+def test_prox_leaves_the_defect_small(regression):
+    method = am.create_method("amaml", inner_steps=40, inner_lr=0.05, prox=1.5, backward="rk4", rtol=1e-9, atol=1e-11)
+    found = method.meta_gradient(regression.problem, regression.theta, regression.tasks)
+    assert float(found.defect.max()) < 1e-4
+    assert set(found.status) == {"ok"}
+    assert found.error_estimate is None  # nobody asked, and nothing was in doubt
+
+
+def test_a_discrete_target_has_neither(regression):
+    for name, options in [("maml", {}), ("amaml", {"forward": "euler", "backward": "euler"})]:
+        method = am.create_method(name, inner_steps=5, inner_lr=0.05, **options)
+        found = method.meta_gradient(regression.problem, regression.theta, regression.tasks)
+        assert found.defect is found.error_estimate is None
+
+
+def test_a_task_in_doubt_leaves_the_status_of_the_others(regression):
+    tasks = replace(regression.tasks, horizon=torch.tensor([0.5, 40.0, 1.0], dtype=D))
+    method = am.create_method("amaml", inner_steps=40, inner_lr=0.05, num_states=12, forward="rk4")
+    found = method.meta_gradient(regression.problem, regression.theta, tasks)
+    assert found.status[0] == found.status[2] == "ok"
+    assert found.status[1] in ("diverged", "inaccurate")
+
+
+# what it costs
+
+
+def test_kinks_are_looked_into_once_in_many_updates():
+    torch.manual_seed(0)
+    case = oracles.regression()
+    model = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 1)).double()
+    problem = am.MetaProblem(model, case.loss)
+    method = am.create_method("amaml", inner_steps=20, inner_lr=0.1, forward="rk4", backward="rk4")
+    theta = problem.initial_parameters()
+    every = [method.meta_gradient(problem, theta, case.tasks) for _ in range(RECHECKED + 2)]
+    assert len({one.status for one in every}) == 1
+    assert "inaccurate" in every[0].status
+    costs = [one.stats["grad_evals"] for one in every]
+    assert costs[0] == costs[-1] > 1.4 * costs[1]
+    assert set(costs[1:-1]) == {costs[1]}
+    assert len({one.grad.sum().item() for one in every}) == 1
