@@ -127,8 +127,9 @@ class ClosedForm(BenchProblem):
             gradient = partial(am.adjoint_gradient, **common, num_states=options["num_states"], **extra)
 
         def update() -> OdeGradient:
-            end, grad = gradient()
-            return OdeGradient(grad, ode.loss(end).reshape(1))
+            end, grad = found = gradient()
+            status = found.status if isinstance(found, am.AdjointGradient) else OdeGradient.status[0]
+            return OdeGradient(grad, ode.loss(end).reshape(1), (status,))
 
         return update
 
