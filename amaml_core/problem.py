@@ -63,7 +63,7 @@ class MetaProblem:
             ``"graphed"``, on CUDA: eager kernels, captured as a graph once for each shape and replayed, as compiled
             ones are there too: whole updates that always launch the same, else solver steps; or ``"auto"``, see
             ``engine.rule.chosen``. What model and loss read besides their arguments may change: tensors in place at no
-            cost, anything else at that of building again, unless it is named at run time, as in ``globals()[...]``. On
+            cost, anything else at that of building again, unless its name is worked out at run time. On
             the CPU "compiled" works on groups of tasks, a torch thread each: adaptive steps belong to a group, and
             groups of different sizes are compiled apart.
         planned_updates: outer updates that will be made with this problem, as far as known; only ``"auto"`` asks.

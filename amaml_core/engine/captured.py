@@ -20,6 +20,7 @@ from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_h
 PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, torch.dtype, torch.device, torch.Size, CodeType)
 OTHERS = frozenset({"torch", "numpy", *sys.stdlib_module_names} - {"__main__"})  # packages that do not change meanwhile
 MODULE = frozenset(vars(nn.Module())) - {"_forward_hooks", "_forward_pre_hooks"}  # what every module has
+BY_STRING = frozenset({"globals", "getattr", "vars", "__dict__"})  # what reads a name that is written as a string
 MAKING = frozenset({"__init__", "__new__", "__init_subclass__", "__post_init__"})  # run before, not in a call
 MOST = 10_000  # elements of a container that are looked at, and thousands of bytes of an array
 STATES = 8  # different ones for which one problem is compiled
@@ -46,7 +47,7 @@ def captured(**roots: Any) -> dict[str, Hashable]:
 
     A tensor counts as the same while it is the same object, for compiled code reads it anew; parameters and buffers of
     modules do not count at all. Plain values count by value, all else by identity and by what it holds. What is reached
-    by a name that is worked out at run time (``globals()[...]``, ``importlib``, files) is not seen.
+    by a name that is worked out at run time, or by ``importlib``, and what is in files, is not seen.
     """
     found: dict[str, Hashable] = {}
     seen: set[int] = set()
@@ -152,7 +153,8 @@ def _beside(known: Mapping[str, Any], name: str) -> str:
 def _names(code: CodeType) -> tuple[str, ...]:
     """The names of globals and attributes in a function and in those that are written inside of it."""
     inner = [name for constant in code.co_consts if isinstance(constant, CodeType) for name in _names(constant)]
-    return tuple(dict.fromkeys([*code.co_names, *inner]))
+    spelt = code.co_consts if BY_STRING.intersection(code.co_names) else ()
+    return tuple(dict.fromkeys([*code.co_names, *inner, *(name for name in spelt if isinstance(name, str))]))
 
 
 def _of_others(module: Any) -> bool:

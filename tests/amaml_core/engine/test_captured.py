@@ -145,7 +145,12 @@ def of_a_dunder():
     return (lambda p, t: schedule["now"] * mse_loss(p, t)), lambda value: globals().__setitem__("SCALE", value)
 
 
+def of_a_string():
+    return (lambda p, t: globals()["SCALE"] * mse_loss(p, t)), lambda value: globals().__setitem__("SCALE", value)
+
+
 KINDS = {
+    "global by a string": of_a_string,
     "module of a package": lambda: of_a_package(ABOVE),
     "import inside": lambda: of_a_package(INSIDE),
     "relative import inside": lambda: of_a_package(RELATIVE),
