@@ -65,7 +65,8 @@ def adaptation_curve(
             default.
 
     Raises:
-        InputError: θ, tasks and problem do not fit each other, or ``steps`` holds no or a negative number.
+        InputError: θ, tasks and problem do not fit each other, ``steps`` holds no or a negative number, or ``measure``
+            returns anything but a number a task.
 
     Example:
         >>> import torch, amaml_core as am
@@ -80,10 +81,14 @@ def adaptation_curve(
     wanted = sorted(set(listed)) if all(isinstance(one, Integral) for one in listed) else []
     if not wanted or wanted[0] < 0:
         raise InputError(f"steps={steps!r} must name whole numbers of steps, at least one, 0 or more.")
+    if not isinstance(problem, MetaProblem) or not isinstance(tasks, TaskBatch):
+        raise InputError(
+            f"adaptation_curve takes a MetaProblem, theta and a TaskBatch, not a {_told(problem)} and a {_told(tasks)}."
+        )
     query_mask = tasks.query_mask if query_mask is None else query_mask
     examples = list(tree_leaves(tasks.query_y)[0].shape[:2])
-    if query_mask is not None and list(query_mask.shape) != examples:
-        raise InputError(f"query_mask has shape {list(query_mask.shape)}; it needs {examples}, as query_y.")
+    if query_mask is not None and _told(query_mask) != examples:
+        raise InputError(f"query_mask is {_told(query_mask)}; it needs a tensor of shape {examples}, as query_y.")
     problem.check_theta(theta)
     size = problem.chunk_size or len(tasks)
     masks = [None] * len(tasks) if query_mask is None else list(query_mask.split(size))
@@ -95,7 +100,10 @@ def adaptation_curve(
             for count in pieces(after - before, inner.per_call() or 1) if after > before else []:
                 (u,) = inner.run(Descend(count), u, h)
             with torch.no_grad():
-                there.append((measure or rmse)(problem.predict(u, chunk.query_x), chunk.query_y, mask))
+                found = (measure or rmse)(problem.predict(u, chunk.query_x), chunk.query_y, mask)
+            if _told(found) != [len(chunk)]:
+                raise InputError(f"measure returned {_told(found)}; it must return a number a task, [{len(chunk)}].")
+            there.append(found)
         errors.append(torch.stack(there, 1))
         adapted.append(u)
     return AdaptationCurve(tuple(wanted), torch.cat(errors), torch.cat(adapted))
@@ -104,9 +112,8 @@ def adaptation_curve(
 def rmse(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Float[Tensor, " tasks"]:
     """The root-mean-square error of each task, ``[B]``, over its examples and outputs; NaN where none count."""
     if not isinstance(prediction, Tensor) or not isinstance(target, Tensor) or prediction.shape != target.shape:
-        told = lambda value: list(value.shape) if isinstance(value, Tensor) else type(value).__name__  # noqa: E731
         raise InputError(
-            f"rmse compares predictions {told(prediction)} with targets {told(target)}, which must be tensors of one "
+            f"rmse compares predictions {_told(prediction)} with targets {_told(target)}, which must be tensors of one "
             "shape; pass measure=am.accuracy for class labels, or a measure of your own."
         )
     return _mean((prediction - target).square(), mask).sqrt()
@@ -114,6 +121,11 @@ def rmse(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Floa
 
 def accuracy(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Float[Tensor, " tasks"]:
     """The share of examples of each task, ``[B]``, whose largest output is that of their class."""
+    if not isinstance(prediction, Tensor) or not isinstance(target, Tensor) or prediction.shape[:-1] != target.shape:
+        raise InputError(
+            f"accuracy compares outputs [..., classes], here {_told(prediction)}, with class labels of the same shape "
+            f"without the last axis, here {_told(target)}; mend either, or pass a measure of your own."
+        )
     return _mean((prediction.argmax(-1) == target).to(prediction.dtype), mask)
 
 
@@ -130,6 +142,10 @@ def nrmse(errors: Tensor, scale: Tensor | float) -> Tensor:
     """
     scale = torch.as_tensor(scale, dtype=errors.dtype, device=errors.device)
     return torch.where(scale > 0, errors / scale, torch.nan)
+
+
+def _told(value: object) -> object:
+    return list(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
 def _mean(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from amaml_core.differences import beside, off, product_error, repeats, slope_error
-from amaml_core.errors import InputError, first_line
+from amaml_core.engine.threads import one_at_a_time
+from amaml_core.errors import InputError, first_line, percent
 from amaml_core.inner import InnerProblem
 from amaml_core.looked import Looked
 from amaml_core.mistakes import MISTAKES
@@ -85,8 +86,15 @@ def check(problem: MetaProblem, theta: Float[Tensor, " params"], tasks: TaskBatc
         >>> am.check(problem, problem.initial_parameters(), am.TaskBatch(x, y, x, y)).dtype
         torch.float64
     """
+    if not isinstance(problem, MetaProblem) or not isinstance(tasks, TaskBatch):
+        given = type(problem).__name__, type(tasks).__name__
+        raise InputError(f"check takes a MetaProblem, theta and a TaskBatch, not a {given[0]} and a {given[1]}.")
     problem.check_theta(theta)
-    problem = problem.with_engine("eager")
+    with one_at_a_time:  # it writes into the model, which others may use
+        return _checked(problem.with_engine("eager"), theta, tasks)
+
+
+def _checked(problem: MetaProblem, theta: Tensor, tasks: TaskBatch) -> Check:
     _check_promises(problem, theta, tasks)
     plainly = partial(written, problem.model, problem.names, (problem.inner_loss, problem.outer_loss))
     dtype, notes = torch.float64, problem.notes
@@ -161,7 +169,7 @@ def _compare(problem: MetaProblem, plain: Plain, u: Tensor, tasks: TaskBatch) ->
 
 def _held(error: float, most: float, what: str, right: str) -> float:
     if not error <= most:
-        raise InputError(f"{what} is {error:.1%} off {right}")
+        raise InputError(f"{what} is {percent(error)} off {right}")
     return error
 
 

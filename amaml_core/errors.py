@@ -32,3 +32,8 @@ def positive_number(name: str, value: object, *, or_zero: bool = False) -> None:
 def first_line(error: BaseException) -> str:
     """The first line of what an exception says."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
+
+
+def percent(share: float) -> str:
+    """A share in words that are not "0.0%" for a small one."""
+    return f"{share:.1%}" if share >= 1e-3 else f"{100 * share:.0e}%"

@@ -23,7 +23,6 @@ from amaml_core.errors import InputError, first_line
 from amaml_core.problem import MetaProblem
 from amaml_core.tasks import TaskBatch
 
-FEW = 1000  # numbers of a tensor on the host that a kernel may have been given as they were
 Step = Callable[..., tuple[Tensor, ...]]
 """A pure, hashable function (inner problem, *tensors) -> tensors: what the engine compiles as a whole."""
 
@@ -147,7 +146,7 @@ class InnerProblem:
             return step(self, *tensors)
         if self._on_blocks and not self.captures:
             return self._blocked(step, tensors)
-        return self._built(inductor.compile_function, step, tensors)
+        return self._built(inductor.compile_function, step, tensors) or step(self, *tensors)
 
     @cached_property
     def _on_blocks(self) -> bool:
@@ -196,13 +195,15 @@ class InnerProblem:
                 (value,) = self._blocked(Half(step, product=False), (u, *tensors))
                 # what the product needs of that is computed again: cheaper than to keep it
                 return value, lambda v: self._blocked(Half(step, product=True), (u, *tensors, v))[0]
-            return self._built(inductor.compile_pullback, step, (u, *tensors))
+            if built := self._built(inductor.compile_pullback, step, (u, *tensors)):
+                return built
         with torch.enable_grad():
             u = u.detach().requires_grad_()
             (value,) = step(self, u, *tensors)
         return value.detach(), lambda v: vector_jacobian(value, u, v, keep=not once)
 
     def _built(self, compile_: Callable[..., Any], step: Step, tensors: Sequence[Tensor]) -> Any:
+        """What a step's built form gives; None where there is none."""
         arguments = [tensor.contiguous() for tensor in (*tensors, *self._inputs)]
         key = (compile_, step, self.captures, self.prox, self._context, *map(_kind, arguments), torch.get_num_threads())
         with one_at_a_time:
@@ -210,7 +211,7 @@ class InnerProblem:
                 self.problem.compiled[key] = self._build(compile_, step, arguments, len(tensors))
             function, counted = self.problem.compiled[key]
         if function is None:
-            return step(self, *tensors)
+            return None
         self.stats.update(counted)
         return function(*arguments)
 
@@ -243,7 +244,7 @@ class InnerProblem:
                     'in place, or use engine="eager".'
                 )
             problem.reads.append(reads)
-        held = tuple(_memory(read.value) for read in reads.values() if isinstance(read, Same) and self.captures)
+        held = tuple(graphs.memory(read.value) for read in reads.values() if isinstance(read, Same) and self.captures)
         return problem.reads.index(reads), modes, autocast, manners, str(structure), held
 
     def _build(
@@ -251,13 +252,16 @@ class InnerProblem:
     ) -> tuple[Callable[..., Any] | None, Counter[str]]:
         """A step built, if it can be, and what each call of it evaluates; the first ``own`` arguments are its own."""
         pure, counted = self._pure(step, own)
-        if compile_ is inductor.compile_pullback:
-            return compile_(lambda *values: pure(*values)[0], arguments), counted
-        built = None
-        if self._on_blocks:
+        built, pullback = None, compile_ is inductor.compile_pullback
+        if self._on_blocks and not pullback:
             pure, counted = self._pure(lambda inner, *tensors: inner._blocked(step, tensors), own, self._static)
         elif self.problem.engine == "compiled":
-            built = compile_(pure, arguments)
+            try:
+                built = compile_((lambda *values: pure(*values)[0]) if pullback else pure, arguments)
+            except inductor.OtherNumbersError as error:
+                self.problem.tell(f"{error}: such steps are not compiled.")
+        if pullback:
+            return built, counted
         if self.captures:
             built = self._graph(built or pure, arguments) or built
         return built, counted
@@ -341,14 +345,6 @@ class InnerProblem:
         """L_val ``[B]`` and ∇L_val ``[B, d]``."""
         loss, gradient = self.run(_query_gradient, u)
         return loss, gradient
-
-
-def _memory(value: object) -> Hashable:
-    """Of a tensor that model or loss holds: where a graph reads it, or what it reads from the host only once."""
-    if not isinstance(value, Tensor) or value.layout != torch.strided:
-        return None
-    alone = value.is_cpu and value.numel() <= FEW  # a larger one no capture reads
-    return str(value.tolist()) if alone else value.data_ptr()
 
 
 def _kind(tensor: Tensor) -> Hashable:

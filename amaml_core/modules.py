@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,9 +14,10 @@ from torch.func import vmap
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from amaml_core.errors import InputError
+from amaml_core.errors import InputError, first_line
 from amaml_core.tasks import Tree
 
 Loss = Callable[[Any, Any], Tensor]
@@ -27,6 +29,12 @@ WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 def tensors(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name; a tied one by its first."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def first_names(module: nn.Module) -> dict[str, str]:
+    """For every name of a parameter the first one that it has: a tied one has several."""
+    first = {id(value): name for name, value in module.named_parameters()}
+    return {name: first[id(value)] for name, value in module.named_parameters(remove_duplicate=False)}
 
 
 def predict(model: nn.Module, x: Tree) -> Tree:
@@ -45,6 +53,8 @@ def holding(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
     new = {id(value): values[name] for name, value in tensors(model).items()}
     dicts: list[dict[str, Any]] = [own for part in model.modules() for own in (part._parameters, part._buffers)]
     before = [(own, dict(own)) for own in dicts if own]
+    cached = parametrize._cache_enabled, parametrize._cache
+    parametrize._cache_enabled, parametrize._cache = 0, {}  # of weights that follow from other parameters than these
     try:
         for own, kept in before:
             for name, value in kept.items():
@@ -52,6 +62,7 @@ def holding(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
                     own[name] = new[id(value)]
         yield
     finally:
+        parametrize._cache_enabled, parametrize._cache = cached
         for own, kept in before:
             own.clear()
             own.update(kept)
@@ -94,12 +105,29 @@ def evaluate(
     return torch.where(mask, values, 0).sum() / mask.sum()
 
 
+def converted(loss: Loss, model: nn.Module, dtype: torch.dtype) -> Loss:
+    """A copy in another dtype of a loss that is a module; what it holds of the model remains the model's own."""
+    if not isinstance(loss, nn.Module):
+        return loss
+    kept = {id(part): part for part in (*model.modules(), *tensors(model).values())}
+    own = copy.deepcopy(loss, dict(kept))
+    for value in tensors(own).values():
+        if id(value) not in kept and value.is_floating_point():
+            value.data = value.data.to(dtype)
+    return own
+
+
 def _scalar(value: Any) -> Tensor:
     if not isinstance(value, Tensor):
         raise InputError(f"The loss returned {type(value).__name__}; it must return a tensor that holds one number.")
     if value.ndim:
         raise InputError(f'The loss returned shape {list(value.shape)}; it must return a scalar (reduction="mean").')
     return value
+
+
+def detached(values: Tree) -> Tree:
+    """The same values without their graphs."""
+    return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, values)
 
 
 def size(prediction: Tree, *_: Tree) -> Tensor:
@@ -109,14 +137,34 @@ def size(prediction: Tree, *_: Tree) -> Tensor:
     return torch.stack([leaf.abs().square().sum() for leaf in floats]).sum()
 
 
-def reset(module: nn.Module) -> list[str]:
-    """Initialise all parts of a module, then itself; the names of the parameters that no ``reset_parameters`` knows."""
-    kept = [f"{name}.{inner}" for name, part in module.named_children() for inner in reset(part)]
+def seeded(model: nn.Module, seed: int) -> tuple[nn.Module, list[str]]:
+    """A copy of a model, initialised under a seed, and the names of the parameters that nothing there wrote to."""
+    try:
+        source = copy.deepcopy(model)
+    except Exception as error:
+        raise InputError(
+            f"The model cannot be copied ({first_line(error)}), as a seed needs it; initialise it yourself, and start "
+            "from its own values, seed=None."
+        ) from error
+    before = {name: (value._version, value.detach().clone()) for name, value in source.named_parameters()}
+    cuda = sorted({p.get_device() for p in source.parameters() if p.is_cuda})
+    with torch.random.fork_rng(devices=cuda):  # only the generators that are used are seeded, and restored
+        torch.default_generator.manual_seed(seed)
+        for index in cuda:
+            torch.cuda.default_generators[index].manual_seed(seed)
+        _reset(source)
+    # a parametrised module has its reset_parameters write to what it makes of its parameters, not to those
+    untouched = lambda value, version, old: value._version == version and torch.equal(value, old)  # noqa: E731
+    return source, [n for n, value in source.named_parameters() if n in before and untouched(value, *before[n])]
+
+
+def _reset(module: nn.Module) -> None:
+    """Initialise all parts of a module, then itself."""
+    for part in module.children():
+        _reset(part)
     own = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
     if callable(own):
         own()
-        return []
-    return [*kept, *(name for name, _ in module.named_parameters(recurse=False))]
 
 
 def refuse_unusable(model: nn.Module) -> None:
@@ -135,6 +183,54 @@ def refuse_unusable(model: nn.Module) -> None:
         )
     if not tensors(model):
         raise InputError(f"{type(model).__name__} has no parameters; there is nothing to learn.")
+
+
+def adapted(model: nn.Module, adapt: str | None) -> tuple[dict[str, nn.Parameter], list[str]]:
+    """The parameters that a pattern asks for, under any of their names; and which of them are frozen.
+
+    Raises:
+        InputError: it is no pattern, there are none, or they are of several dtypes.
+    """
+    every = dict(model.named_parameters())
+    try:
+        pattern = re.compile(".*" if adapt is None else adapt)
+    except re.error as error:
+        raise InputError(f"adapt={adapt!r} is not a regular expression ({error}); correct it.") from None
+    matching = {first for name, first in first_names(model).items() if pattern.fullmatch(name)}
+    if not matching:
+        raise InputError(f"adapt={adapt!r} matches none of the parameters {', '.join(every)}; correct the pattern.")
+    found = {name: value for name, value in every.items() if name in matching}
+    if adapt is None:
+        found = {name: value for name, value in found.items() if value.requires_grad}
+        if not found:
+            raise InputError("All parameters are frozen by requires_grad_(False); name those to adapt by adapt=.")
+    own = {value.dtype for value in found.values()}
+    if len(own) > 1 or not next(iter(own)).is_floating_point:
+        raise InputError(f"The adapted parameters have dtypes {own}; convert the model to one floating dtype.")
+    return found, [name for name, value in found.items() if not value.requires_grad]
+
+
+def refuse_shared(model: nn.Module, names: Collection[str]) -> None:
+    """An ``InputError`` where a parameter of these, which are adapted, lies in another tensor's memory."""
+    together: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors(model).items():
+        if value.layout == torch.strided and type(value.data) is Tensor and value.numel():
+            together.setdefault(value.untyped_storage().data_ptr(), {})[name] = value
+    for several in together.values():
+        order = sorted(several, key=lambda name: name not in names)  # what is not adapted may share among itself
+        if len(order) == 1 or order[0] not in names:
+            continue
+        owners = torch.zeros(several[order[0]].untyped_storage().nbytes(), dtype=torch.int32)  # of each byte
+        for number, name in enumerate(order):
+            value, size = several[name], several[name].element_size()
+            here = owners.as_strided(value.shape, [size * n for n in value.stride()], size * value.storage_offset())
+            if owner := int(here.max()):
+                raise InputError(
+                    f"The model's {order[owner - 1]!r} and {name!r} lie in the same memory, so that optimizers change "
+                    "both at once; use one nn.Parameter under both names, or clone() one of them."
+                )
+            if name in names:
+                here.fill_(number + 1)
 
 
 def refuse_stateful(model: nn.Module) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from amaml_core.differences import repeats
-from amaml_core.modules import Loss, holding, predict
+from amaml_core.engine.threads import one_at_a_time
+from amaml_core.modules import Loss, converted, holding, predict
 from amaml_core.surroundings import by_parts, put_back, snapshot
 from amaml_core.tasks import Tree
 
@@ -52,7 +52,8 @@ class Plain:
             parameter.data = part.view_as(parameter).clone()  # in place, it would spoil a graph of somebody's
         kept = snapshot(self.model)
         try:
-            return [_loss(self.model, loss, *tree_map(torch.clone, data)) for _ in range(calls)]
+            with torch.enable_grad():  # a model may differentiate in its forward pass
+                return [_loss(self.model, loss, *tree_map(torch.clone, data)) for _ in range(calls)]
         finally:
             put_back(kept)
 
@@ -79,8 +80,8 @@ def written(
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
     before = {name: (value.data, value.requires_grad, value.grad) for name, value in parameters.items()}
     cast = lambda value: value.detach().clone().to(dtype if value.is_floating_point() else None)  # noqa: E731
-    own = [copy.deepcopy(loss).to(dtype) if dtype and isinstance(loss, nn.Module) else loss for loss in losses]
-    with holding(model, parameters | {name: cast(value) for name, value in buffers.items()}):
+    own = [converted(loss, model, dtype) if dtype else loss for loss in losses]
+    with one_at_a_time, holding(model, parameters | {name: cast(value) for name, value in buffers.items()}):
         try:
             for name, value in parameters.items():
                 value.data, value.grad = cast(value), None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Hashable, Mapping
 from functools import partial
 from typing import Any, Literal
@@ -22,7 +21,21 @@ from amaml_core.errors import InputError, first_line, positive_integer
 from amaml_core.looked import Looked
 from amaml_core.manner import Call, Manner, look
 from amaml_core.mistakes import MISTAKES, refuse
-from amaml_core.modules import Loss, evaluate, holding, refuse_stateful, refuse_unusable, reset, size, tensors
+from amaml_core.modules import (
+    Loss,
+    adapted,
+    converted,
+    detached,
+    evaluate,
+    first_names,
+    holding,
+    refuse_shared,
+    refuse_stateful,
+    refuse_unusable,
+    seeded,
+    size,
+    tensors,
+)
 from amaml_core.plain import written
 from amaml_core.surroundings import random_state
 from amaml_core.tasks import TaskBatch, Tree
@@ -50,8 +63,9 @@ class MetaProblem:
             ``"graphed"``, on CUDA: eager kernels, captured as a graph once for each shape and replayed, as compiled
             ones are there too: whole updates that always launch the same, else solver steps; or ``"auto"``, see
             ``engine.rule.chosen``. What model and loss read besides their arguments may change: tensors in place at no
-            cost, anything else at that of building again. On the CPU "compiled" works on groups of tasks, a torch
-            thread each: adaptive steps belong to a group, and groups of different sizes are compiled apart.
+            cost, anything else at that of building again, unless its name is worked out at run time. On
+            the CPU "compiled" works on groups of tasks, a torch thread each: adaptive steps belong to a group, and
+            groups of different sizes are compiled apart.
         planned_updates: outer updates that will be made with this problem, as far as known; only ``"auto"`` asks.
         chunk_size: at most so many tasks are worked on at once, which bounds the memory; ``None``: all of them.
 
@@ -98,34 +112,17 @@ class MetaProblem:
         refuse_stateful(model)
         self.model, self.inner_loss, self.outer_loss, self.chunk_size = model, inner, outer, chunk_size
         self._looked = Looked()
-        self._shapes = {name: value.shape for name, value in self._adapted(adapt).items()}
+        parameters, frozen = adapted(model, adapt)
+        if frozen:
+            self._looked.tell(
+                f"adapt={adapt!r} names {', '.join(frozen)}, frozen by requires_grad_(False): adapted still."
+            )
+        self._shapes = {name: value.shape for name, value in parameters.items()}
+        refuse_shared(model, self._shapes)
         self._sizes = [shape.numel() for shape in self._shapes.values()]
         self._convolves = any(isinstance(module, _ConvNd) for module in model.modules())
         self._set_engine(engine)
         self._traced_frozen: dict[str, Tensor] | None = None  # stands in for the frozen part while a step is traced
-
-    def _adapted(self, adapt: str | None) -> dict[str, nn.Parameter]:
-        every = dict(self.model.named_parameters())
-        try:
-            pattern = re.compile(".*" if adapt is None else adapt)
-        except re.error as error:
-            raise InputError(f"adapt={adapt!r} is not a regular expression ({error}); correct it.") from None
-        matching = {name: value for name, value in every.items() if pattern.fullmatch(name)}
-        if not matching:
-            raise InputError(f"adapt={adapt!r} matches none of the parameters {', '.join(every)}; correct the pattern.")
-        held = [name for name, value in matching.items() if not value.requires_grad]
-        if adapt is None:
-            matching = {name: value for name, value in matching.items() if value.requires_grad}
-            if not matching:
-                raise InputError("All parameters are frozen by requires_grad_(False); name those to adapt by adapt=.")
-        elif held:
-            self._looked.tell(
-                f"adapt={adapt!r} names {', '.join(held)}, frozen by requires_grad_(False): adapted still."
-            )
-        own = {value.dtype for value in matching.values()}
-        if len(own) > 1 or not next(iter(own)).is_floating_point:
-            raise InputError(f"The adapted parameters have dtypes {own}; convert the model to one floating dtype.")
-        return matching
 
     def _set_engine(self, engine: Engine) -> None:
         self.asked: Engine = engine
@@ -183,21 +180,17 @@ class MetaProblem:
             seed: every module's ``reset_parameters()`` is called on a copy under this seed, those of its parts before
                 its own; adapted parameters that none resets keep the model's values, which is told by a
                 ``ModelWarning``. ``None``: the model's own values.
+
+        Raises:
+            InputError: the model cannot be copied.
         """
-        source = self.model
-        if seed is not None:
-            source = copy.deepcopy(source)
-            cuda = sorted({p.get_device() for p in source.parameters() if p.is_cuda})
-            with torch.random.fork_rng(devices=cuda):  # only the generators that are used are seeded, and restored
-                torch.default_generator.manual_seed(seed)
-                for index in cuda:
-                    torch.cuda.default_generators[index].manual_seed(seed)
-                kept = [name for name in reset(source) if name in self._shapes]
-            if kept:
+        with one_at_a_time:
+            source, kept = (self.model, []) if seed is None else seeded(self.model, seed)
+            if kept := [name for name in kept if name in self._shapes]:
                 self._looked.tell(
                     f"No reset_parameters() initialises {', '.join(kept)}: under a seed they keep the model's values."
                 )
-        return self.flatten(dict(source.named_parameters()))
+            return self.flatten(dict(source.named_parameters()))
 
     def flatten(self, state: Mapping[str, Tensor]) -> Float[Tensor, " params"]:
         """The adapted entries of a ``state_dict`` as one vector ``[d]``.
@@ -206,8 +199,9 @@ class MetaProblem:
             InputError: an adapted parameter is missing or has another shape.
         """
         for name, shape in self._shapes.items():
-            if name not in state or state[name].shape != shape:
-                found = list(state[name].shape) if name in state else "nothing"
+            value = state.get(name)
+            if not isinstance(value, Tensor) or value.shape != shape:
+                found = "nothing" if value is None else list(value.shape) if isinstance(value, Tensor) else type(value)
                 raise InputError(f"The state has {found} for {name!r}; it needs a tensor of shape {list(shape)}.")
         return torch.cat([state[name].detach().reshape(-1) for name in self._shapes])
 
@@ -215,11 +209,11 @@ class MetaProblem:
         """A whole ``state_dict`` of the model with θ in it, ready for ``load_state_dict``."""
         self.check_theta(theta)
         parts = self.split(theta.detach())
-        state = {name: value.clone() for name, value in self.model.state_dict().items()}
-        first_name = {id(value): name for name, value in reversed(list(self.model.named_parameters()))}
-        for name, value in self.model.named_parameters(remove_duplicate=False):  # a tied weight has several names
-            if (source := first_name[id(value)]) in parts:
-                state[name] = parts[source].clone()  # no entry shares memory with θ or with the model
+        with one_at_a_time:
+            state = {name: value.clone() for name, value in self.model.state_dict().items()}
+            for name, first in first_names(self.model).items():
+                if first in parts:
+                    state[name] = parts[first].clone()  # no entry shares memory with θ or with the model
         return state
 
     def check_theta(self, theta: Tensor, *, values: bool = True) -> None:
@@ -318,7 +312,7 @@ class MetaProblem:
         """What calls model and loss with these tensors in the place of ``frozen()``, in this dtype if one is given."""
         if dtype is not None:
             frozen = {name: value.to(dtype) if value.is_floating_point() else value for name, value in frozen.items()}
-            loss = copy.deepcopy(loss).to(dtype) if isinstance(loss, nn.Module) else loss
+            loss = converted(loss, self.model, dtype)
         other = self.traced(frozen)
         return lambda manner, u, data: other._over_tasks(loss, manner, u, data)
 
@@ -345,6 +339,9 @@ class MetaProblem:
     def _evaluate(self, loss: Loss | None, manner: Manner, u: Tensor, data: tuple[Tree, ...]) -> Any:
         if self._traced_frozen is not None:
             return self._over_tasks(loss, manner, u, data)
+        if not torch.is_grad_enabled():  # a model may differentiate in its forward pass: forces from an energy
+            with torch.enable_grad():
+                return detached(self._evaluate(loss, manner, *detached((u, data))))
         try:
             return self._over_tasks(loss, manner, u, data)
         except MISTAKES as error:
@@ -395,5 +392,5 @@ class MetaProblem:
             return self._traced_frozen
         with one_at_a_time:
             every = tensors(self.model)
-        others = {name: value.detach() for name, value in every.items() if name not in self._shapes}
+            others = {name: value.detach() for name, value in every.items() if name not in self._shapes}
         return {name: value.clone() if value.is_inference() else value for name, value in others.items()}

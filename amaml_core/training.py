@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.optim import LBFGS, Adam, Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from amaml_core.checkpoints import Checkpoints
 from amaml_core.errors import InputError, positive_integer, positive_number
@@ -78,7 +78,7 @@ def train(
     patience: int | None = None,
     xi: float = 0.0,
     snapshots: Collection[int] = (),
-    directory: Path | None = None,
+    directory: Path | str | None = None,
     every: int = 100,
     on_update: Callable[[int, float], None] = lambda update, loss: None,
 ) -> Training:
@@ -128,6 +128,9 @@ def train(
     if clip_norm is not None:
         positive_number("clip_norm", clip_norm)
     positive_number("xi", xi, or_zero=True)
+    if not isinstance(method, MetaGradientMethod) or not isinstance(problem, MetaProblem):
+        given = type(method).__name__, type(problem).__name__
+        raise InputError(f"train takes a MetaGradientMethod and a MetaProblem, not a {given[0]} and a {given[1]}.")
     problem = problem.planning(updates)
     start = method.initial_meta_parameters(problem) if meta is None else meta
     start = dict(start) if isinstance(start, Mapping) else {"theta": start}
@@ -135,7 +138,7 @@ def train(
     files, notes = None, ()
     if directory is not None and (first := source(0)) is not None:
         settings = state.settings(method, problem, first)
-        files = Checkpoints(directory, settings | {"xi": str(xi), "clip_norm": str(clip_norm)})
+        files = Checkpoints(Path(directory), settings | {"xi": str(xi), "clip_norm": str(clip_norm)})
         there, notes = files.read(next(iter(state.meta.values())).device)
         if there is not None:
             state.restore(there)
@@ -172,7 +175,7 @@ def train(
         if state.made in snapshots:
             state.snapshots[state.made] = state.copy()
         if validate is not None and state.made % validate_every == 0:
-            state.validated(float(validate(state.copy())))
+            state.validated(_number(validate(state.copy())))
         on_update(state.made, state.losses[-1])
         state.last = tasks
         if files and state.made % every == 0:
@@ -188,6 +191,8 @@ def _source(batch: Batches | Iterable[TaskBatch]) -> Callable[[int], TaskBatch |
     """Batches by number; of an iterable, gone through once, none before the last one, and None where it has ended."""
     if callable(batch):
         return batch
+    if not isinstance(batch, Iterable) or isinstance(batch, TaskBatch):
+        raise InputError(f"batch is a {type(batch).__name__}; pass am.batches(...), or several TaskBatches.")
     rest, at, last = iter(batch), -1, None
 
     def source(update: int) -> TaskBatch | None:
@@ -208,10 +213,15 @@ class _State:
         self, start: Mapping[str, Tensor], optimizer: Callable[..., Optimizer], scheduler: Callable[..., Any] | None
     ) -> None:
         self.meta = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
+        for name, given in (("optimizer", optimizer), ("scheduler", scheduler)):
+            if given is not None and not callable(given):
+                raise InputError(f"{name} is a {type(given).__name__}; pass what makes one, such as its class.")
         self.optimizer = optimizer(list(self.meta.values()))
         if isinstance(self.optimizer, LBFGS):
             raise InputError("LBFGS asks for the loss many times a step; choose an optimizer that does not, e.g. Adam.")
         self.scheduler = scheduler(self.optimizer) if scheduler else None
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            raise InputError("ReduceLROnPlateau steps by a number that train does not have; choose another scheduler.")
         self.validations: dict[int, float] = {}
         self.best: dict[str, Tensor] | None = None
         self.last: TaskBatch | None = None  # and its digest, or that of the one before the training went on
@@ -231,12 +241,12 @@ class _State:
     @property
     def since_best(self) -> int:
         """Validations since the lowest one."""
-        values = [*self.validations.values()]
+        values = [_ranked(value) for value in self.validations.values()]
         return len(values) - 1 - values.index(min(values)) if values else 0
 
     def validated(self, value: float) -> None:
         """Note a validation, and the meta-parameters where it is the lowest so far."""
-        if not self.validations or value < min(self.validations.values()):
+        if not self.validations or _ranked(value) < min(map(_ranked, self.validations.values())):
             self.best = self.copy()
         self.validations[self.made] = value
 
@@ -305,6 +315,18 @@ class _State:
         self.losses, self.seconds = packed["losses"].tolist(), packed["seconds"].tolist()
         self.status = Status(*packed["status"])
         vars(self).update({name: packed[name] for name in self.KEPT})
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"validate returned a {type(value).__name__}; it must return one number.") from None
+
+
+def _ranked(value: float) -> float:
+    """A validation that is no number is the worst of all."""
+    return math.inf if math.isnan(value) else value
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

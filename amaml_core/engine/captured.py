@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from array import array
 from collections import deque
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from enum import Enum
 from functools import lru_cache, partial
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
@@ -17,8 +20,11 @@ from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_h
 PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, torch.dtype, torch.device, torch.Size, CodeType)
 OTHERS = frozenset({"torch", "numpy", *sys.stdlib_module_names} - {"__main__"})  # packages that do not change meanwhile
 MODULE = frozenset(vars(nn.Module())) - {"_forward_hooks", "_forward_pre_hooks"}  # what every module has
+BY_STRING = frozenset({"globals", "getattr", "vars", "__dict__"})  # what reads a name that is written as a string
+MAKING = frozenset({"__init__", "__new__", "__init_subclass__", "__post_init__"})  # run before, not in a call
 MOST = 10_000  # elements of a container that are looked at, and thousands of bytes of an array
 STATES = 8  # different ones for which one problem is compiled
+Parts = Iterator[tuple[str, Any]]
 
 
 class Same:
@@ -40,7 +46,8 @@ def captured(**roots: Any) -> dict[str, Hashable]:
     """What functions and modules can reach: attributes, closures, defaults, the globals that they name, by path.
 
     A tensor counts as the same while it is the same object, for compiled code reads it anew; parameters and buffers of
-    modules do not count at all. Plain values count by value, all else by identity and by what it holds.
+    modules do not count at all. Plain values count by value, all else by identity and by what it holds. What is reached
+    by a name that is worked out at run time, or by ``importlib``, and what is in files, is not seen.
     """
     found: dict[str, Hashable] = {}
     seen: set[int] = set()
@@ -65,7 +72,7 @@ def captured(**roots: Any) -> dict[str, Hashable]:
     return found
 
 
-def _inside(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+def _inside(value: Any, path: str) -> Parts:
     """What can be reached from an object in one step, by path."""
     if isinstance(value, Tensor | BuiltinFunctionType | ModuleType):
         return
@@ -79,6 +86,8 @@ def _inside(value: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield from ((f"{path}.{name}", getattr(value, name)) for name in ("func", "args", "keywords"))
     elif isinstance(value, Mapping):
         yield from ((f"{path}[{key!r}]", part) for key, part in list(value.items())[:MOST])
+    elif isinstance(value, ContextVar):
+        yield f"{path}.get()", value.get(None)
     elif isinstance(value, property):
         yield f"{path}.fget", value.fget
     elif isinstance(value, list | tuple | set | frozenset | deque):
@@ -86,7 +95,7 @@ def _inside(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, type):
         if not _of_others(value.__module__):
             for name, part in vars(value).items():
-                if not name.startswith("__") or name == "__call__":
+                if not name.startswith("__") or (isinstance(part, FunctionType) and name not in MAKING):
                     yield f"{path}.{name}", getattr(part, "__func__", part)
             yield from ((f"{path}.{base.__name__}", base) for base in value.__bases__)
     else:
@@ -103,7 +112,7 @@ def _attributes(value: Any) -> dict[str, Any]:
     return {name: getattr(value, name) for name in names if hasattr(value, name)} | getattr(value, "__dict__", {})
 
 
-def _of_function(function: FunctionType, path: str) -> Iterator[tuple[str, Any]]:
+def _of_function(function: FunctionType, path: str) -> Parts:
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
             yield f"{name} of {path}", cell.cell_contents
@@ -113,21 +122,39 @@ def _of_function(function: FunctionType, path: str) -> Iterator[tuple[str, Any]]
         yield f"default {index} of {path}", part
     for name, part in {**(function.__kwdefaults__ or {}), **vars(function)}.items():
         yield f"{name} of {path}", part
-    names = _names(function.__code__)
+    names, known = _names(function.__code__), function.__globals__
     for name in names:
-        if name in function.__globals__:
-            part = function.__globals__[name]
-            if not isinstance(part, ModuleType):
-                yield f"{name} of {function.__module__}", part
-            elif not _of_others(part.__name__):
-                yield from ((f"{name}.{inner}", vars(part)[inner]) for inner in names if inner in vars(part))
+        # what is not there may be a module that is imported inside, relative to the package perhaps
+        part = known[name] if name in known else sys.modules.get(name) or sys.modules.get(_beside(known, name))
+        if isinstance(part, ModuleType):
+            yield from _of_module(part, name, names)
+        elif name in known:
+            yield f"{name} of {function.__module__}", part
+    if "environ" in names or "getenv" in names:
+        yield "os.environ", os.environ
+
+
+def _of_module(module: ModuleType, path: str, names: Iterable[str], above: tuple[ModuleType, ...] = ()) -> Parts:
+    """What a module and those within it hold under these names."""
+    if _of_others(module.__name__) or module in above:
+        return
+    for name in names:
+        if isinstance(part := vars(module).get(name), ModuleType):
+            yield from _of_module(part, f"{path}.{name}", names, (*above, module))
+        elif name in vars(module):
+            yield f"{path}.{name}", part
+
+
+def _beside(known: Mapping[str, Any], name: str) -> str:
+    return f"{known.get('__package__') or ''}.{name}"
 
 
 @lru_cache(maxsize=1024)
 def _names(code: CodeType) -> tuple[str, ...]:
     """The names of globals and attributes in a function and in those that are written inside of it."""
     inner = [name for constant in code.co_consts if isinstance(constant, CodeType) for name in _names(constant)]
-    return tuple(dict.fromkeys([*code.co_names, *inner]))
+    spelt = code.co_consts if BY_STRING.intersection(code.co_names) else ()
+    return tuple(dict.fromkeys([*code.co_names, *inner, *(name for name in spelt if isinstance(name, str))]))
 
 
 def _of_others(module: Any) -> bool:
@@ -135,7 +162,9 @@ def _of_others(module: Any) -> bool:
 
 
 def _array(value: Any) -> bytes | Same | None:
-    """What an array of NumPy holds, or one that is very large; nothing for anything else."""
+    """What an array holds, or one that is very large; nothing for anything else."""
+    if isinstance(value, array | bytearray):
+        return bytes(value)
     numpy: Any = sys.modules.get("numpy")
     if numpy is None or not isinstance(value, numpy.ndarray | numpy.generic):
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from amaml_core.engine.threads import one_at_a_time
 
+FEW = 1000  # numbers of a tensor on the host that a kernel may have been given as they were
 MOST = 32  # graphs that a problem keeps at once; the oldest goes first, and its memory with it
 
 
@@ -43,6 +44,14 @@ class Recording:
 def possible(device: torch.device) -> bool:
     """Whether there are graphs on this device: they are captured on the current one of CUDA."""
     return device.type == "cuda" and device.index in (None, torch.cuda.current_device())
+
+
+def memory(value: object) -> Hashable:
+    """Of a tensor that model or loss holds: where a graph reads it, or what it reads from the host only once."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        return None
+    alone = value.is_cpu and value.numel() <= FEW  # a larger one no capture reads
+    return str(value.tolist()) if alone else value.data_ptr()
 
 
 class Graph:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
 from functools import cache
 from threading import RLock, current_thread
 from typing import TypeVar
@@ -36,7 +37,8 @@ def side_by_side(function: Callable[[Item], Result], items: Sequence[Item]) -> l
     others: list[Future[Result]] = []
     try:
         pool = _pool(os.getpid(), len(items) - 1)
-        others += (pool.submit(call, item) for item in items[1:])
+        # context variables that a model may read are a thread's own
+        others += (pool.submit(copy_context().run, call, item) for item in items[1:])
         return [call(items[0]), *(other.result() for other in others)]
     finally:
         try:

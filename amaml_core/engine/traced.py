@@ -34,8 +34,31 @@ def trace(function: Callable[..., Sequence[Tensor]], examples: Sequence[Tensor])
         last.meta["val"] = fake.from_tensor(constants[-1])
         node.replace_all_uses_with(last)
         graph.graph.erase_node(node)
+    for node in graph.graph.nodes:
+        if _writes(node):
+            _give_memory(graph.graph, node)
     graph.recompile()
     return graph, constants
+
+
+def _writes(node: fx.Node) -> bool:
+    """Whether it is a copy of its first argument, written to at places that are given: index_add, scatter, …."""
+    target: Any = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    named = {argument.name for argument in target._schema.arguments}
+    return bool(named & {"index", "indices"}) and hasattr(torch.ops.aten, f"{target.overloadpacket.__name__}_")
+
+
+def _give_memory(graph: fx.Graph, node: fx.Node) -> None:
+    """A tensor that vmap expanded over the tasks is copied first: inductor would write all tasks into one memory."""
+    whole: Any = node.args[0]
+    if 0 not in whole.meta["val"].stride():
+        return
+    with graph.inserting_before(node):
+        own = graph.call_function(torch.ops.aten.clone.default, (whole,), {"memory_format": torch.contiguous_format})
+    own.meta["val"] = whole.meta["val"].contiguous()
+    node.replace_input_with(whole, own)
 
 
 def halves(graph: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule, list[int]]:

@@ -106,3 +106,26 @@ def test_bad_input_is_refused_by_name(changes, culprit, regression):
     asked = {"inner_lr": 0.05, "steps": [1], **changes}
     with pytest.raises(am.InputError, match=culprit):
         am.adaptation_curve(regression.problem, regression.theta, regression.tasks, **asked)
+
+
+def test_labels_of_another_shape_than_the_outputs_are_not_broadcast():
+    labels = torch.tensor([[0, 1, 2, 0, 1]])
+    outputs = torch.eye(3)[labels]
+    assert am.accuracy(outputs, labels).tolist() == [1.0]
+    with pytest.raises(am.InputError, match=r"outputs.*\[1, 5, 3\].*labels.*\[1, 5, 1\]"):
+        am.accuracy(outputs, labels[..., None])
+
+
+@pytest.mark.parametrize(
+    ("changes", "culprit"),
+    [
+        ({"measure": torch.nn.functional.mse_loss}, r"measure returned \[\]; .* \[3\]"),
+        ({"measure": lambda p, t, mask: 1.0}, "measure returned float"),
+        ({"query_mask": [[True]]}, "query_mask is list"),
+    ],
+)
+def test_what_is_no_measure_and_no_mask_is_told(changes, culprit, regression):
+    with pytest.raises(am.InputError, match=culprit):
+        curve(regression, [1], **({"measure": am.rmse} | changes))
+    with pytest.raises(am.InputError, match="not a Sequential and a TaskBatch"):
+        am.adaptation_curve(regression.model, regression.theta, regression.tasks, inner_lr=0.1, steps=[1])

@@ -1,5 +1,8 @@
 """Promises kept and broken, by models made for it; that the zoo passes is tested with the zoo."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -97,3 +100,68 @@ def test_what_is_detached_is_told_and_followed_as_torch_does():
         am.create_method("maml", inner_steps=2, inner_lr=0.1).meta_gradient(problem, theta, tasks)
     out = am.create_method("fomaml", inner_steps=2, inner_lr=0.1).meta_gradient(problem, theta, tasks)
     assert out.status[0] == "ok"
+
+
+class Tripled(torch.autograd.Function):
+    """The sum of squares; its derivative is half as long again as it should be."""
+
+    @staticmethod
+    def forward(ctx, w):
+        ctx.save_for_backward(w)
+        return w.square().sum()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 3 * grad * ctx.saved_tensors[0]
+
+
+class Decayed(nn.Module):
+    """A loss that holds the model, and a tensor of its own."""
+
+    def __init__(self, model, penalty):
+        super().__init__()
+        self.model, self.penalty = model, penalty
+        self.register_buffer("weight", torch.ones(1))
+
+    def forward(self, prediction, target):
+        return mse_loss(self.weight * prediction, target) + 0.1 * self.penalty(self.model.l.weight)
+
+
+def test_a_loss_that_holds_the_model_holds_the_one_that_is_checked():
+    problem, theta, tasks = made(lambda m, x: m.o(m.l(x).tanh()))
+    for penalty in (lambda w: w.square().sum(), Tripled.apply):
+        own = am.MetaProblem(problem.model, Decayed(problem.model, penalty))
+        if penalty == Tripled.apply:
+            with pytest.raises(am.InputError, match="off central differences"):
+                am.check(own, theta, tasks)
+        else:
+            assert am.check(own, theta, tasks).dtype == torch.float64
+            method = am.create_method("maml", inner_steps=1, inner_lr=0.1)
+            assert method.meta_gradient(own, theta, tasks).status[0] == "ok"
+    assert {value.dtype for value in [*problem.model.parameters(), *own.inner_loss.buffers()]} == {torch.float32}
+
+
+def test_threads_may_check_and_differentiate_one_model_at_once():
+    problem, theta, tasks = made(lambda m, x: m.o(m.l(x).tanh()), adapt="o.*")
+    method, done, found = am.create_method("maml", inner_steps=2, inner_lr=0.1), threading.Event(), []
+    right = method.meta_gradient(problem, theta, tasks).grad
+
+    def work():
+        while not done.is_set():
+            found.append(torch.allclose(method.meta_gradient(problem, theta, tasks).grad, right))
+            found.append(torch.equal(problem.initial_parameters(), theta))
+
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(work)
+        for _ in range(5):
+            am.check(problem, theta, tasks)
+        done.set()
+        other.result()
+    assert found
+    assert all(found)
+
+
+def test_what_is_no_problem_and_no_batch_is_told():
+    problem, theta, tasks = made(lambda m, x: m.o(m.l(x).tanh()))
+    with pytest.raises(am.InputError, match="not a MetaProblem and a tuple"):
+        am.check(problem, theta, (tasks.support_x, tasks.support_y))

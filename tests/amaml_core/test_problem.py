@@ -1,7 +1,11 @@
+import contextlib
+import threading
+
 import oracles
 import pytest
 import torch
 from oracles import conv
+from plain import Plain, fresh
 from torch import nn
 
 import amaml_core as am
@@ -210,3 +214,131 @@ def test_the_loop_over_tasks_refuses_random_numbers_too():
     problem = am.MetaProblem(Noisy(), MSE)
     with pytest.raises(am.InputError, match="draws random numbers"):
         am.InnerProblem(problem, problem.initial_parameters(), am.TaskBatch(x, y, x, y)).gradient(torch.ones(2, 10))
+
+
+class Shared(nn.Module):
+    """Two layers whose weights lie in one memory, at these places of it; or a buffer that does."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+        whole = torch.arange(18.0).view(3, 6) / 10
+        if kind == "same":
+            self.b.weight.data = self.a.weight.data
+        elif kind == "overlapping":
+            self.a.weight.data, self.b.weight.data = whole[:, :3], whole[:, 2:5]
+        elif kind == "beside":
+            self.a.weight.data, self.b.weight.data = whole[:, :3], whole[:, 3:]
+        else:
+            self.register_buffer("kept", self.a.weight.data.view(-1)[4:5])
+
+    def forward(self, x):
+        return self.b(self.a(x).tanh())
+
+
+@pytest.mark.parametrize(("kind", "other"), [("same", "b.weight"), ("overlapping", "b.weight"), ("buffer", "kept")])
+def test_what_shares_memory_with_an_adapted_parameter_is_refused(kind, other):
+    with pytest.raises(am.InputError, match=f"'a.weight' and '{other}' lie in the same memory.*clone"):
+        am.MetaProblem(Shared(kind), nn.functional.mse_loss)
+    assert am.MetaProblem(Shared("beside"), nn.functional.mse_loss).dim == 18
+    if kind == "buffer":
+        assert am.MetaProblem(Shared(kind), nn.functional.mse_loss, adapt="b.*").dim == 9
+
+
+@pytest.mark.parametrize("pattern", [r"decoder\..*", r"(encoder\.weight|decoder\.bias)"])
+def test_a_tied_weight_is_adapted_by_any_of_its_names(pattern):
+    assert am.MetaProblem(Tied(), nn.functional.mse_loss, adapt=pattern).names == ("encoder.weight", "decoder.bias")
+
+
+class Toeplitz(nn.Module):
+    """A matrix of which the rows are the same numbers in memory, one further on each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.arange(5.0))
+
+    def forward(self, x):
+        return (x @ self.w.as_strided((3, 3), (1, 1))).tanh().sum(1, keepdim=True)
+
+
+class Energy(nn.Module):
+    """Forces: the derivative of a network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1, bias=False))
+
+    def forward(self, x):
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(self.net(x).sum(), x, create_graph=True)[0].sum(1, keepdim=True)
+
+
+def orthogonal():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.utils.parametrizations.orthogonal(nn.Linear(3, 3)), nn.Tanh(), nn.Linear(3, 1))
+
+
+@pytest.mark.filterwarnings("ignore::amaml_core.ModelWarning")
+@pytest.mark.parametrize("around", [contextlib.nullcontext, nn.utils.parametrize.cached])
+@pytest.mark.parametrize("make", [Toeplitz, Energy, orthogonal])
+def test_adaptation_is_that_of_a_model_that_is_trained_as_it_is(make, around):
+    torch.manual_seed(0)
+    model, (x, y) = make().double(), (torch.randn(2, 5, n, dtype=torch.float64) for n in (3, 1))
+    problem, tasks = am.MetaProblem(model, nn.functional.mse_loss), am.TaskBatch(x, y, x, y)
+    theta = problem.initial_parameters()
+    right = Plain(fresh(model), nn.functional.mse_loss, problem.names, tasks)
+    expected = torch.stack([right.trained(theta, task, 2, 0.1) for task in (0, 1)])
+    with around():
+        model(x[0])  # which fills a cache
+        found = am.create_method("maml", inner_steps=2, inner_lr=0.1).adapt(problem, theta, tasks)
+        curve = am.adaptation_curve(problem, theta, tasks, inner_lr=0.1, steps=[2])
+    assert torch.allclose(found.adapted, expected, rtol=1e-10)
+    assert float(curve.errors[0, 0]) ** 2 == pytest.approx(float(right.value(expected[0], 0, "query").detach()))
+
+
+def test_a_parameter_that_must_lie_at_an_even_place_is_to_be_cloned():
+    class Complex(Toeplitz):
+        def forward(self, x):
+            return (x * torch.view_as_complex(self.w[1:].view(2, 2)).abs().sum()).sum(1, keepdim=True)
+
+    x, y = torch.randn(2, 5, 3), torch.randn(2, 5, 1)
+    problem = am.MetaProblem(Complex(), nn.functional.mse_loss)
+    with pytest.raises(am.InputError, match=r"parts of one vector \(.*divisible by 2\); clone\(\) the one"):
+        problem.losses(problem.inner_loss, problem.initial_parameters().expand(2, -1), (x, y))
+
+
+@pytest.mark.parametrize("wrap", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.orthogonal])
+def test_parametrised_weights_that_a_seed_does_not_reach_are_told(wrap):
+    problem = am.MetaProblem(wrap(nn.Linear(3, 3)), nn.functional.mse_loss)
+    with pytest.warns(am.ModelWarning, match=r"No reset_parameters\(\) initialises parametrizations.weight.original"):
+        parts = problem.split(problem.initial_parameters(seed=0))
+    own = dict(problem.model.named_parameters())
+    assert [name for name, value in parts.items() if torch.equal(value, own[name])] == [n for n in own if "orig" in n]
+
+
+def test_a_model_that_cannot_be_copied_is_to_be_initialised_by_its_owner():
+    model = nn.Linear(3, 1)
+    model.lock = threading.Lock()
+    problem = am.MetaProblem(model, nn.functional.mse_loss)
+    assert problem.initial_parameters().shape == (4,)
+    with pytest.raises(am.InputError, match=r"cannot be copied \(.*lock.*\).*seed=None"):
+        problem.initial_parameters(seed=0)
+
+
+def test_weight_decay_over_parameters_that_were_kept_is_noticed_in_float32_too():
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(3, 1), torch.randn(2, 5, 3), torch.randn(2, 5, 1)
+    kept = list(model.parameters())
+
+    def loss(prediction, target):
+        return nn.functional.mse_loss(prediction, target) + 1e-5 * sum(p.square().sum() for p in kept)
+
+    problem = am.MetaProblem(model, loss)
+    with pytest.raises(am.InputError, match=r"gradient is \d(e-0\d|\.\d)% off torch.autograd"):
+        problem.losses(loss, problem.initial_parameters().expand(2, -1), (x, y))
+
+
+def test_states_with_anything_but_tensors_are_refused():
+    problem = am.MetaProblem(nn.Linear(2, 1), nn.functional.mse_loss)
+    with pytest.raises(am.InputError, match=r"'weight'; it needs a tensor of shape \[1, 2\]"):
+        problem.flatten({name: value.numpy() for name, value in problem.model.state_dict().items()})

@@ -227,3 +227,31 @@ def test_any_iterable_gives_batches_and_a_resumed_run_passes_over_those_used(reg
     short = go(regression, updates=20, batch=stream(5))
     assert short.updates == 5
     assert "no batch after update 5" in short.notes[-1]
+
+
+def test_a_validation_that_is_no_number_is_the_worst(regression):
+    values = iter([float("nan"), 3.0, 2.0, 1.0])
+    found = go(regression, 4, validate=lambda meta: next(values), validate_every=1, patience=2, snapshots=[4])
+    assert found.updates == 4
+    assert torch.equal(found.best["theta"], found.snapshots[4]["theta"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "culprit"),
+    [
+        ({"scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau}, "ReduceLROnPlateau.*another scheduler"),
+        ({"optimizer": torch.optim.Adam([torch.zeros(1)])}, "optimizer is a Adam; pass what makes one"),
+        ({"validate": lambda meta: None, "validate_every": 1}, "validate returned a NoneType"),
+        ({"batch": None}, "batch is a NoneType"),
+        ({"method": "maml"}, "not a str and a MetaProblem"),
+    ],
+)
+def test_what_is_no_option_is_told(changes, culprit, regression):
+    with pytest.raises(am.InputError, match=culprit):
+        go(regression, 2, **changes)
+
+
+def test_a_directory_may_be_a_string(regression, tmp_path):
+    whole = go(regression, 4)
+    go(regression, 2, directory=str(tmp_path))
+    assert torch.equal(go(regression, 4, directory=str(tmp_path)).theta, whole.theta)

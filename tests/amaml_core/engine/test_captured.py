@@ -1,6 +1,12 @@
 """What was compiled must notice what model and losses read besides their arguments."""
 
+import array
+import contextvars
 import functools
+import os
+import sys
+import textwrap
+import types
 
 import pytest
 import torch
@@ -86,7 +92,72 @@ def of_a_class():
     return made(), lambda value: setattr(made, "scale", value)
 
 
+def of_a_package(imported):
+    """SCALE of a module in a package that is imported at the top, or inside of the loss."""
+    package, inner = types.ModuleType("package_of_somebody"), types.ModuleType("package_of_somebody.config")
+    package.config, inner.SCALE = inner, 1.0
+    sys.modules |= {module.__name__: module for module in (package, inner)}
+    space = {"mse_loss": mse_loss, "__name__": "user", "__package__": "package_of_somebody"}
+    exec(textwrap.dedent(imported), space)
+    return space["loss"], lambda value: setattr(inner, "SCALE", value)
+
+
+ABOVE = """
+    import package_of_somebody.config
+    def loss(p, t):
+        return package_of_somebody.config.SCALE * mse_loss(p, t)
+"""
+INSIDE = """
+    def loss(p, t):
+        from package_of_somebody import config
+        return config.SCALE * mse_loss(p, t)
+"""
+RELATIVE = """
+    def loss(p, t):
+        from .config import SCALE
+        return SCALE * mse_loss(p, t)
+"""
+
+
+def of_the_environment():
+    return (
+        lambda p, t: float(os.environ.get("AMAML_SCALE", "1")) * mse_loss(p, t)
+    ), lambda value: os.environ.__setitem__("AMAML_SCALE", str(value))
+
+
+def of_the_context():
+    scale = contextvars.ContextVar("scale", default=1.0)
+    return (lambda p, t: scale.get() * mse_loss(p, t)), scale.set
+
+
+def of_an_array():
+    scale = array.array("d", [1.0])
+    return (lambda p, t: scale[0] * mse_loss(p, t)), lambda value: scale.__setitem__(0, value)
+
+
+class Schedule:
+    def __getitem__(self, name):
+        return SCALE
+
+
+def of_a_dunder():
+    schedule = Schedule()
+    return (lambda p, t: schedule["now"] * mse_loss(p, t)), lambda value: globals().__setitem__("SCALE", value)
+
+
+def of_a_string():
+    return (lambda p, t: globals()["SCALE"] * mse_loss(p, t)), lambda value: globals().__setitem__("SCALE", value)
+
+
 KINDS = {
+    "global by a string": of_a_string,
+    "module of a package": lambda: of_a_package(ABOVE),
+    "import inside": lambda: of_a_package(INSIDE),
+    "relative import inside": lambda: of_a_package(RELATIVE),
+    "environment": of_the_environment,
+    "context variable": of_the_context,
+    "array": of_an_array,
+    "global in a dunder": of_a_dunder,
     "closure": closing_over,
     "attribute": lambda: attribute(WithAttribute(), "scale"),
     "tensor that is replaced": lambda: attribute(WithAttribute(), "tensor"),

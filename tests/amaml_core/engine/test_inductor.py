@@ -8,11 +8,12 @@ import sys
 import oracles
 import pytest
 import torch
+from plain import Plain, slope
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 import amaml_core as am
-from amaml_core.engine import inductor, rule
+from amaml_core.engine import inductor, rule, traced
 
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="the compiled engine needs a C++ compiler"
@@ -198,3 +199,49 @@ def test_convolutions_compile_with_their_products():
     assert torch.allclose(points[0].gradient, points[1].gradient, rtol=1e-9, atol=1e-12)
     for direction in (v, v.flip(1)):
         assert torch.allclose(points[0].hvp(direction), points[1].hvp(direction), rtol=1e-8, atol=1e-11)
+
+
+class Graph(nn.Module):
+    """Message passing: each node has the sum over its neighbours, written into a tensor that all tasks share."""
+
+    edges = torch.tensor([0, 1, 0, 1, 0])
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.first, self.last = kind, nn.Linear(3, 4), nn.Linear(4, 1)
+
+    def forward(self, x):
+        whole, there = torch.arange(8.0).to(x).view(2, 4), self.first(x)
+        if self.kind == "add":
+            whole = whole.index_add(0, self.edges, there, alpha=2)
+        else:
+            whole = whole.index_put((self.edges,), there, accumulate=True)
+        return self.last(whole.tanh()[self.edges])
+
+
+def on_a_graph(kind, engine):
+    torch.manual_seed(0)
+    model, (x, y) = Graph(kind).double(), (torch.randn(2, 5, n, dtype=torch.float64) for n in (3, 1))
+    problem = am.MetaProblem(model, mse_loss, engine=engine)
+    theta, tasks = problem.initial_parameters(), am.TaskBatch(x, y, x, y)
+    found = am.create_method("maml", inner_steps=1, inner_lr=0.1).meta_gradient(problem, theta, tasks)
+    before = Plain(model, mse_loss, problem.names, tasks)
+    value = lambda u: float(before.value(before.trained(u, 0, 1, 0.1), 0, "query").detach())  # noqa: E731
+    return found, slope(value, theta, torch.ones_like(theta))(1e-4)
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", ["add", "put"])
+def test_what_is_written_into_one_tensor_for_all_tasks_is_each_tasks_own(kind):
+    """Inductor writes all of them into one memory, expanded by vmap."""
+    found, expected = on_a_graph(kind, "compiled")
+    assert float(found.task_grads[0].sum()) == pytest.approx(expected, rel=1e-7)
+    assert found.status == ("ok", "ok")
+
+
+@needs_compiler
+def test_what_the_compiler_builds_wrongly_is_not_used(monkeypatch):
+    monkeypatch.setattr(traced, "_writes", lambda node: False)
+    with pytest.warns(am.ModelWarning, match="off torch's own operators: such steps are not compiled"):
+        found, expected = on_a_graph("add", "compiled")
+    assert float(found.task_grads[0].sum()) == pytest.approx(expected, rel=1e-7)

@@ -1,3 +1,4 @@
+import contextvars
 import threading
 import time
 from functools import partial
@@ -53,3 +54,10 @@ def test_side_by_side_raises_when_all_have_ended(two_threads):
         side_by_side(fail_first, [0, 1])
     assert ended == [1]
     assert torch.get_num_threads() == 2
+
+
+def test_context_variables_are_those_of_the_thread_that_asks(two_threads):
+    scale = contextvars.ContextVar("scale", default=1.0)
+    token = scale.set(3.0)
+    assert side_by_side(lambda value: value * scale.get(), [1, 2]) == [3.0, 6.0]
+    scale.reset(token)
