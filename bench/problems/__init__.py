@@ -10,6 +10,7 @@ from bench.problems.base import BenchProblem
 from bench.problems.closed_form import ClosedForm
 from bench.problems.custom import Custom
 from bench.problems.images import SyntheticImages
+from bench.problems.networks import Networks
 from bench.problems.ratings import Jester, MovieLens1M, MovieLens100K
 from bench.problems.regression import Alpine, AlpineTraining, CosMixture, CosMixtureTraining
 
@@ -23,6 +24,7 @@ PROBLEMS: dict[str, type[BenchProblem]] = {
     "jester": Jester,
     "movielens_100k": MovieLens100K,
     "movielens_1m": MovieLens1M,
+    "networks": Networks,
     "synthetic_images": SyntheticImages,
 }
 
