@@ -22,8 +22,8 @@ from amaml_core.engine.threads import one_at_a_time
 from amaml_core.errors import InputError, first_line
 from amaml_core.problem import MetaProblem
 from amaml_core.tasks import TaskBatch
+from amaml_core.writes import THETA
 
-FEW = 1000  # numbers of a tensor on the host that a kernel may have been given as they were
 Step = Callable[..., tuple[Tensor, ...]]
 """A pure, hashable function (inner problem, *tensors) -> tensors: what the engine compiles as a whole."""
 
@@ -68,9 +68,9 @@ class InnerProblem:
         problem.check_tasks(theta, tasks)
         if any(value.is_inference() for value in (theta, *tasks.tensors().values())):
             theta, tasks = theta.clone(), tasks.map(torch.clone)  # autograd cannot keep what inference_mode made
-        self.problem, self.theta, self.tasks, self.prox = problem, theta.detach(), tasks, prox
+        self.problem, handed = problem.handing()
+        self.theta, self.tasks, self.prox = handed(THETA, theta.detach()), tasks, prox
         self.stats: Counter[str] = Counter(grad_evals=0, hvp_evals=0)
-        self.support, self.query = tasks.support, tasks.query
         self.captured = False
         self.captures = problem.engine != "eager" and graphs.possible(theta.device)
         if problem.engine == "graphed" and not self.captures:
@@ -78,9 +78,10 @@ class InnerProblem:
         losses = {"inner_loss": problem.inner_loss, "outer_loss": problem.outer_loss}
         self.reads = captured(**losses, model=problem.model)
         self.manners = (
-            problem.manner(problem.inner_loss, self.start(), self.support, self.reads),
-            problem.manner(problem.outer_loss, self.start(), self.query, self.reads),
+            problem.manner(problem.inner_loss, self.start(), tasks.support, self.reads),
+            problem.manner(problem.outer_loss, self.start(), tasks.query, self.reads),
         )
+        self.support, self.query = map(handed.data, self.manners, (tasks.support, tasks.query))
 
     def per_call(self, cost: int = 1) -> int | None:
         """How many steps of ``cost`` gradients or products each make one built call; None in the eager engine."""
@@ -173,7 +174,7 @@ class InnerProblem:
             if key not in self.problem.compiled:
                 pure, counted = self._pure(step, len(tensors))
                 batch = len(self.tasks)
-                own = [_axis(tensor, batch) for tensor in tensors]
+                own = [blocks.axis(tensor, batch) for tensor in tensors]
                 leaves = len(tree_leaves((self.support, self.query)))
                 axes = [*own, None if self.theta.ndim == 1 else 0, *[0] * leaves, *[None] * len(self.problem.frozen())]
                 data = range(len(own) + 1, len(own) + 1 + leaves)
@@ -243,7 +244,7 @@ class InnerProblem:
                     'in place, or use engine="eager".'
                 )
             problem.reads.append(reads)
-        held = tuple(_memory(read.value) for read in reads.values() if isinstance(read, Same) and self.captures)
+        held = tuple(graphs.memory(read.value) for read in reads.values() if isinstance(read, Same) and self.captures)
         return problem.reads.index(reads), modes, autocast, manners, str(structure), held
 
     def _build(
@@ -343,23 +344,8 @@ class InnerProblem:
         return loss, gradient
 
 
-def _memory(value: object) -> Hashable:
-    """Of a tensor that model or loss holds: where a graph reads it, or what it reads from the host only once."""
-    if not isinstance(value, Tensor) or value.layout != torch.strided:
-        return None
-    alone = value.is_cpu and value.numel() <= FEW  # a larger one no capture reads
-    return str(value.tolist()) if alone else value.data_ptr()
-
-
 def _kind(tensor: Tensor) -> Hashable:
     return tensor.shape, tensor.dtype, tensor.device
-
-
-def _axis(tensor: Tensor, batch: int) -> int | None:
-    """The axis of tasks among a step's arguments: the first, but the second of what several steps stack; else none."""
-    if tensor.ndim == 3:
-        return 1
-    return 0 if tensor.ndim and len(tensor) == batch else None
 
 
 @dataclass(frozen=True)

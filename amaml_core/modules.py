@@ -13,9 +13,11 @@ from torch.func import vmap
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from amaml_core.errors import InputError
+from amaml_core.mistakes import DRAWS
+from amaml_core.surroundings import random_state
 from amaml_core.tasks import Tree
 
 Loss = Callable[[Any, Any], Tensor]
@@ -92,6 +94,22 @@ def evaluate(
         columns = [leaf.unbind() if one else [leaf] * len(mask) for leaf, one in zip(leaves, each, strict=True)]
         values = torch.stack([of_one(*row) for row in zip(*columns, strict=True)])
     return torch.where(mask, values, 0).sum() / mask.sum()
+
+
+def one_by_one(call: Callable[[Tensor, Tree], Any], u: Tensor, data: Tree, *, draws: bool) -> Any:
+    """What a call gives for each task, stacked; ``draws``: that it draws random numbers is looked for.
+
+    Raises:
+        InputError: it does. (vmap notices that by itself.)
+    """
+    leaves, structure = tree_flatten(data)
+    drawn = random_state(u) if draws else None
+    tasks = zip(u.unbind(), *(leaf.unbind() for leaf in leaves), strict=True)
+    each = [call(one, tree_unflatten(own, structure)) for one, *own in tasks]
+    if drawn is not None and drawn != random_state(u):
+        raise InputError(DRAWS)
+    stack = lambda *results: torch.stack(results) if isinstance(results[0], Tensor) else results  # noqa: E731
+    return tree_map(stack, each[0], *each[1:])
 
 
 def _scalar(value: Any) -> Tensor:

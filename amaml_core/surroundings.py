@@ -40,13 +40,15 @@ def by_parts() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def snapshot(model: nn.Module) -> dict[nn.Module, dict[str, tuple[Any, Any]]]:
-    """The attributes of all modules of a model, each with a copy of what it holds where it is a container."""
+def snapshot(*parts: Any) -> dict[nn.Module, dict[str, tuple[Any, Any]]]:
+    """The attributes of all modules among the parts and in them, each with a copy of what a container holds."""
     return {
         module: {
             name: (value, copy.copy(value) if _holds(name, value) else None) for name, value in vars(module).items()
         }
-        for module in model.modules()
+        for part in parts
+        if isinstance(part, nn.Module)
+        for module in part.modules()
     }
 
 
@@ -77,6 +79,13 @@ def _same(value: Any, held: Any) -> bool:
     if isinstance(value, dict):
         return all(key in held and held[key] is item for key, item in value.items())
     return value == held if isinstance(value, set) else all(a is b for a, b in zip(value, held, strict=True))
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same values; NaN are equal to each other."""
+    if a.layout != torch.strided:  # of which torch compares none
+        a, b = a.to_dense(), b.to_dense()
+    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def compiles(model: nn.Module, loss: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from amaml_core.engine.threads import one_at_a_time
 
+FEW = 1000  # numbers of a tensor on the host that a kernel may have been given as they were
 MOST = 32  # graphs that a problem keeps at once; the oldest goes first, and its memory with it
 
 
@@ -75,6 +76,14 @@ class Graph:
 
 alive: WeakSet[Graph] = WeakSet()
 """All graphs that there are."""
+
+
+def memory(value: object) -> Hashable:
+    """Of a tensor that model or loss holds: where a graph reads it, or what it reads from the host only once."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        return None
+    alone = value.is_cpu and value.numel() <= FEW  # a larger one no capture reads
+    return str(value.tolist()) if alone else value.data_ptr()
 
 
 def sizes() -> dict[str, int]:

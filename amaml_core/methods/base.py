@@ -240,7 +240,9 @@ class MetaGradientMethod(Estimator):
         threads = torch.get_num_threads() if problem.engine == "compiled" and theta.device.type == "cpu" else 1
         for chunk in tasks.chunks(problem.chunk_size):
             groups = [*chunk.chunks(-(-len(chunk) // threads))]
-            done = side_by_side(lambda group: self._attempt(problem, theta, group, run), groups)
+            done = problem.unspoiled(
+                lambda mine, groups=groups: side_by_side(lambda group: self._attempt(mine, theta, group, run), groups)
+            )
             parts += [one for outcomes, _ in done for one in outcomes]
             _add(stats, {key: max(counted[key] for _, counted in done) for _, counted in done for key in counted})
         outcomes, statuses = zip(*parts, strict=True)
