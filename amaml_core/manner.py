@@ -29,7 +29,10 @@ TOO_FAR = 1e-2  # of derivatives from central differences in float64
 # operators of attention and of weight norm, of which the second derivative is missing or wrong
 FUSED = ("ScaledDotProduct", "WeightNormInterface")
 CUSTOM = "an autograd function of one's own"
-PADDED = "an embedding with a padding"
+# what vmap is not asked for, though two tasks may not show that it gives something else, and why
+PADDED = "vmap does not spare the padding of an embedding from the gradient in every task"
+TIES = "vmap gives all of the gradient to one of the elements that tie in a max, min or median of everything"
+SHARED = {"MaxBackward1", "MinBackward1", "MedianBackward0", "NanmedianBackward0"}  # of all elements; torch shares
 
 Itself = Callable[[Tensor, Any], Tensor | None]
 """(u ``[d]``, data of one task) -> the gradient of the module as it is, ``[d]``; None where it remembers its calls."""
@@ -159,8 +162,8 @@ def _judge(exact: Call, manner: Manner, u: Tensor, data: Any, plain: Derivatives
 
 def _why_not_at_once(call: Call, manner: Manner, u: Tensor, start: Tensor, data: Any, plain: Derivatives) -> str:
     """What vmap does otherwise; empty where it gives the same."""
-    if PADDED in plain.nodes:
-        return "vmap does not spare the padding of an embedding from the gradient in every task"
+    if told := plain.nodes & {PADDED, TIES}:
+        return min(told)
     together = replace(manner, batched=True)
     try:
         with warnings.catch_warnings():
@@ -288,7 +291,7 @@ def _derivatives(call: Call, manner: Manner, u: Tensor, data: Any) -> Derivative
 
 
 def _nodes(*results: Tensor) -> frozenset[str]:
-    """The names of the nodes of a graph; with ``PADDED`` and ``CUSTOM`` where there are such."""
+    """The names of the nodes of a graph; with ``PADDED``, ``TIES`` and ``CUSTOM`` where there are such."""
     waiting: list[Any] = [result.grad_fn for result in results]
     seen, names = set(), set()
     while waiting:
@@ -299,6 +302,8 @@ def _nodes(*results: Tensor) -> frozenset[str]:
             # without one, -1 is kept as an unsigned number
             if node.name() == "EmbeddingBackward0" and node._saved_padding_idx < 2**63:
                 names.add(PADDED)
+            if node.name() in SHARED:
+                names.add(TIES)
             if isinstance(node, torch.autograd.function.BackwardCFunction):
                 names.add(CUSTOM)
             waiting += [source for source, _ in node.next_functions]
