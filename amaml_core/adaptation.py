@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from amaml_core.engine.rule import pieces
 from amaml_core.errors import InputError, positive_number
 from amaml_core.inner import InnerProblem
+from amaml_core.masks import filled
 from amaml_core.methods.base import Descend
 from amaml_core.problem import MetaProblem
 from amaml_core.tasks import TaskBatch
@@ -91,12 +92,13 @@ def adaptation_curve(
 
     def curve(problem: MetaProblem, chunk: TaskBatch, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         inner, there = InnerProblem(problem, theta, chunk), []
+        x, y = (chunk.query_x, chunk.query_y) if mask is None else filled((chunk.query_x, chunk.query_y, mask))[:2]
         u, h = inner.start(), theta.new_full((len(chunk), 1), inner_lr)
         for before, after in pairwise([0, *wanted]):
             for count in pieces(after - before, inner.per_call() or 1) if after > before else []:
                 (u,) = inner.run(Descend(count), u, h)
             with torch.no_grad():
-                there.append((measure or rmse)(problem.predict(u, chunk.query_x), chunk.query_y, mask))
+                there.append((measure or rmse)(problem.predict(u, x), y, mask))
         return torch.stack(there, 1), u
 
     pairs = zip(tasks.chunks(size), masks, strict=False)

@@ -20,6 +20,7 @@ from amaml_core.engine.eager import vector_jacobian
 from amaml_core.engine.rule import per_call
 from amaml_core.engine.threads import one_at_a_time
 from amaml_core.errors import InputError, first_line
+from amaml_core.masks import filled
 from amaml_core.problem import MetaProblem
 from amaml_core.tasks import TaskBatch
 from amaml_core.writes import THETA
@@ -77,11 +78,12 @@ class InnerProblem:
             raise InputError(f'engine="graphed" needs CUDA\'s current device; theta is on {theta.device}: move it all.')
         losses = {"inner_loss": problem.inner_loss, "outer_loss": problem.outer_loss}
         self.reads = captured(**losses, model=problem.model)
+        data = filled(tasks.support), filled(tasks.query)
         self.manners = (
-            problem.manner(problem.inner_loss, self.start(), tasks.support, self.reads),
-            problem.manner(problem.outer_loss, self.start(), tasks.query, self.reads),
+            problem.manner(problem.inner_loss, self.start(), data[0], self.reads),
+            problem.manner(problem.outer_loss, self.start(), data[1], self.reads),
         )
-        self.support, self.query = map(handed.data, self.manners, (tasks.support, tasks.query))
+        self.support, self.query = map(handed.data, self.manners, data)
 
     def per_call(self, cost: int = 1) -> int | None:
         """How many steps of ``cost`` gradients or products each make one built call; None in the eager engine."""

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from amaml_core.differences import beside, disagreements, gradient_at, off, ripple
 from amaml_core.errors import InputError, first_line
+from amaml_core.masks import count_alone
 from amaml_core.mistakes import DRAWS, WRITES
 from amaml_core.surroundings import by_parts, compiles, put_back, random_state, same, snapshot
 
@@ -99,6 +100,7 @@ def look(
     manner.shapes = shapes(data)
     try:
         _remember(call, manner, (model, loss), frozen, u, data)
+        count_alone(partial(call, manner), u, data, _close)
         plain = _derivatives(call, manner, u, data)
         if any(part in name for name in plain.nodes for part in FUSED):
             manner.by_parts = True

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from amaml_core.differences import repeats
+from amaml_core.masks import by_example
 from amaml_core.modules import Loss, holding, predict
 from amaml_core.surroundings import by_parts, put_back, snapshot
 from amaml_core.tasks import Tree
@@ -58,14 +59,11 @@ class Plain:
 
 
 def _loss(model: nn.Module, loss: Loss, x: Tree, y: Tree = None, mask: Tensor | None = None) -> Tensor:
-    """One task's; where there is a mask, the mean over the examples that count of each one's own."""
+    """One task's; where there is a mask, that of the examples that count alone."""
+    if mask is not None:
+        x, y = by_example((x, y), mask, lambda leaf: leaf[mask])
     with by_parts():
-        prediction = predict(model, x)
-        if mask is None:
-            return loss(prediction, y)
-        counted = mask.nonzero().flatten().tolist()
-        one = lambda i: tree_map(lambda value: value[i : i + 1], (prediction, y))  # noqa: E731
-        return torch.stack([loss(*one(i)) for i in counted]).mean()
+        return loss(predict(model, x), y)
 
 
 @contextmanager
