@@ -42,11 +42,11 @@ class Calls:
         self._looked = Looked()
         self._stand_in: dict[str, Tensor] | None = None  # for the frozen part
         self._handed: Handed | None = None  # where it is noted what is handed out
-        self._tracing = False
+        self.tracing = False
 
     def traced(self, frozen: Mapping[str, Tensor]) -> Self:
         """The same problem in the eager engine, with these tensors in the place of ``frozen()``: for a trace."""
-        return self._but(engine="eager", _stand_in=dict(frozen), _tracing=True)
+        return self._but(engine="eager", _stand_in=dict(frozen), tracing=True)
 
     def _but(self, **changes: Any) -> Self:
         other = copy.copy(self)
@@ -79,7 +79,7 @@ class Calls:
         return self._evaluate(loss, manner, u, data)
 
     def _evaluate(self, loss: Loss | None, manner: Manner, u: Tensor, data: tuple[Tree, ...]) -> Any:
-        if self._tracing:
+        if self.tracing:
             return self._over_tasks(loss, manner, u, data)
         try:
             return self._over_tasks(loss, manner, u, data)
@@ -101,7 +101,7 @@ class Calls:
         call = partial(self._call, loss, manner)
         if manner.batched:
             return vmap(lambda one, *own: call(one, own))(u, *data)
-        return one_by_one(call, u, data, draws=not self._tracing)
+        return one_by_one(call, u, data, draws=not self.tracing)
 
     def _call(self, loss: Loss | None, manner: Manner, u: Tensor, data: tuple[Tree, ...]) -> Any:
         if manner.copies_data:

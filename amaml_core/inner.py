@@ -16,11 +16,12 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from amaml_core.engine import blocks, graphs, inductor
 from amaml_core.engine.captured import STATES, Same, captured
-from amaml_core.engine.eager import vector_jacobian
+from amaml_core.engine.eager import Half, vector_jacobian
 from amaml_core.engine.rule import per_call
 from amaml_core.engine.threads import one_at_a_time
 from amaml_core.errors import InputError, first_line
 from amaml_core.masks import filled
+from amaml_core.mistakes import MISTAKES, FailsError, refuse
 from amaml_core.problem import MetaProblem
 from amaml_core.tasks import TaskBatch
 from amaml_core.writes import THETA
@@ -203,7 +204,16 @@ class InnerProblem:
         with torch.enable_grad():
             u = u.detach().requires_grad_()
             (value,) = step(self, u, *tensors)
-        return value.detach(), lambda v: vector_jacobian(value, u, v, keep=not once)
+        return value.detach(), lambda v: self._told(vector_jacobian, value, u, v, keep=not once)
+
+    def _told(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """A derivative by autograd, or built code; what somebody's backward raises is told as what a forward does."""
+        if self.problem.tracing:
+            return function(*arguments, **options)
+        try:
+            return function(*arguments, **options)
+        except MISTAKES as error:
+            refuse(error)
 
     def _built(self, compile_: Callable[..., Any], step: Step, tensors: Sequence[Tensor]) -> Any:
         arguments = [tensor.contiguous() for tensor in (*tensors, *self._inputs)]
@@ -215,7 +225,7 @@ class InnerProblem:
         if function is None:
             return step(self, *tensors)
         self.stats.update(counted)
-        return function(*arguments)
+        return self._told(function, *arguments)
 
     @cached_property
     def _inputs(self) -> list[Tensor]:
@@ -336,7 +346,21 @@ class InnerProblem:
         with torch.enable_grad():
             u = self.start().clone().requires_grad_()
             loss = self.loss(u)
-            return loss.detach(), torch.autograd.grad(loss.sum(), u)[0]
+            return loss.detach(), self._told(torch.autograd.grad, loss.sum(), u)[0]
+
+    def fails_at_start(self) -> bool:
+        """Whether model, losses or their derivatives raise something at θ itself: then no step is to blame."""
+        alone = copy.copy(self)
+        alone.stats, u = Counter(), self.start()
+        try:
+            alone.query_gradient(u)
+            if self.manners[0].first_order:
+                alone.gradient(u)
+            else:
+                alone.linearize(u).hvp(torch.ones_like(u))
+        except FailsError:
+            return True
+        return False
 
     def query_gradient(
         self, u: Float[Tensor, "tasks params"]
@@ -350,21 +374,6 @@ def _kind(tensor: Tensor) -> Hashable:
     return tensor.shape, tensor.dtype, tensor.device
 
 
-@dataclass(frozen=True)
-class Half:
-    """Of a differentiable step: (u, …) -> step(u, …), or (u, …, v) -> (∂step(u, …)/∂u)ᵀ v, both from the start."""
-
-    step: Step
-    product: bool
-
-    def __call__(self, inner: InnerProblem, u: Tensor, *tensors: Tensor) -> tuple[Tensor]:
-        """See ``Step``."""
-        with torch.enable_grad():
-            u = u.detach().requires_grad_()
-            (value,) = self.step(inner, u, *(tensors[:-1] if self.product else tensors))
-        return (vector_jacobian(value, u, tensors[-1], keep=False) if self.product else value.detach(),)
-
-
 def _gradient(inner: InnerProblem, u: Tensor, create_graph: bool = True) -> tuple[Tensor, ...]:
     if create_graph and (why := inner.manners[0].first_order):
         raise InputError(
@@ -374,7 +383,7 @@ def _gradient(inner: InnerProblem, u: Tensor, create_graph: bool = True) -> tupl
     with torch.enable_grad():
         # tasks do not interact, so the gradient of the sum holds each task's own gradient
         total = inner.loss(u).sum()
-        return torch.autograd.grad(total, u, create_graph=create_graph)
+        return inner._told(torch.autograd.grad, total, u, create_graph=create_graph)
 
 
 def _detached_gradient(inner: InnerProblem, u: Tensor) -> tuple[Tensor, ...]:
@@ -385,4 +394,4 @@ def _query_gradient(inner: InnerProblem, u: Tensor) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         u = u.detach().requires_grad_()
         loss = inner.query_loss(u)
-        return loss.detach(), torch.autograd.grad(loss.sum(), u)[0]
+        return loss.detach(), inner._told(torch.autograd.grad, loss.sum(), u)[0]

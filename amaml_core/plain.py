@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 
 from amaml_core.differences import repeats
 from amaml_core.masks import by_example
+from amaml_core.mistakes import MISTAKES, refuse
 from amaml_core.modules import Loss, holding, predict
 from amaml_core.surroundings import by_parts, put_back, snapshot
 from amaml_core.tasks import Tree
@@ -38,7 +39,11 @@ class Plain:
     def gradient(self, loss: Loss, data: tuple[Tree, ...], u: Tensor) -> Tensor:
         """Of one task, ``[d]``, by torch.autograd."""
         with torch.enable_grad():
-            grads = torch.autograd.grad(self.value(loss, data, u), self.parameters, allow_unused=True)
+            value = self.value(loss, data, u)
+            try:
+                grads = torch.autograd.grad(value, self.parameters, allow_unused=True)
+            except MISTAKES as error:
+                refuse(error)
         pairs = zip(self.parameters, grads, strict=True)
         return torch.cat([(torch.zeros_like(p) if g is None else g).reshape(-1) for p, g in pairs])
 
