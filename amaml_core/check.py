@@ -20,6 +20,7 @@ from amaml_core.mistakes import MISTAKES
 from amaml_core.modules import tensors
 from amaml_core.plain import Plain, written
 from amaml_core.problem import MetaProblem
+from amaml_core.surroundings import same
 from amaml_core.tasks import TaskBatch, Tree
 
 TASKS = 2  # whose derivatives are held against central differences
@@ -86,7 +87,10 @@ def check(problem: MetaProblem, theta: Float[Tensor, " params"], tasks: TaskBatc
         torch.float64
     """
     problem.check_theta(theta)
-    problem = problem.with_engine("eager")
+    return problem.with_engine("eager").unspoiled(lambda mine: _checked(mine, theta, tasks))
+
+
+def _checked(problem: MetaProblem, theta: Tensor, tasks: TaskBatch) -> Check:
     _check_promises(problem, theta, tasks)
     plainly = partial(written, problem.model, problem.names, (problem.inner_loss, problem.outer_loss))
     dtype, notes = torch.float64, problem.notes
@@ -116,7 +120,7 @@ def _check_promises(problem: MetaProblem, theta: Tensor, tasks: TaskBatch) -> No
             "keep no state in them."
         )
     for kept, now in ((data, tasks.tensors()), (state, tensors(problem.model))):
-        if changed := [name for name, value in kept.items() if not torch.equal(value, now[name])]:
+        if changed := [name for name, value in kept.items() if not same(value, now[name])]:
             raise InputError(f"A call of the model changes {changed[0]}; compute a changed copy instead.")
 
 
@@ -132,7 +136,7 @@ def _own_dtype(plain: Plain, u: Tensor, tasks: TaskBatch) -> str:
 def _compare(problem: MetaProblem, plain: Plain, u: Tensor, tasks: TaskBatch) -> tuple[float, float, float | None]:
     near, sloped, curved = TOLERANCE.get(u.dtype, TOLERANCE[torch.float32])
     mine = copy.copy(problem)
-    mine.inner_loss, mine.outer_loss, mine._looked = *plain.losses, Looked()
+    mine.inner_loss, mine.outer_loss, mine._looked = *plain.losses, Looked(all_tasks=True)
     start = beside(u, 1e-3)
     inner = InnerProblem(mine, start, tasks)
     found = inner.gradient(inner.start()), inner.query_gradient(inner.start())[1]

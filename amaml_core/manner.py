@@ -29,6 +29,7 @@ HOOKED = "saved tensors are packed"
 TOO_FAR = 1e-2  # of derivatives from central differences in float64
 # operators of attention and of weight norm, of which the second derivative is missing or wrong
 FUSED = ("ScaledDotProduct", "WeightNormInterface")
+HOOK = "BackwardHookFunctionBackward"  # torch's own, of register_full_backward_hook
 CUSTOM = "an autograd function of one's own"
 # what vmap is not asked for, though two tasks may not show that it gives something else, and why
 PADDED = "vmap does not spare the padding of an embedding from the gradient in every task"
@@ -306,7 +307,7 @@ def _nodes(*results: Tensor) -> frozenset[str]:
                 names.add(PADDED)
             if node.name() in SHARED:
                 names.add(TIES)
-            if isinstance(node, torch.autograd.function.BackwardCFunction):
+            if node.name() != HOOK and isinstance(node, torch.autograd.function.BackwardCFunction):
                 names.add(CUSTOM)
             waiting += [source for source, _ in node.next_functions]
     return frozenset(names)

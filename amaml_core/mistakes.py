@@ -28,6 +28,10 @@ def refuse(error: BaseException) -> NoReturn:
         sentence = DRAWS
     elif "modified inplace" in told:
         sentence = WRITES
+    elif "cannot pickle" in told or "deepcopy" in told:
+        sentence = f"The model or the loss cannot be copied ({told}); keep locks, files and graphs out of it."
+    elif "sparse" in told.lower():
+        sentence = f"Something is sparse that must be dense ({told}); build embeddings with sparse=False."
     elif "dtype" in told or "scalar type" in told:
         sentence = f"The model or the loss cannot take these dtypes ({told}); convert one of them."
     elif isinstance(error, RuntimeError) and re.search("size|shape", told):

@@ -23,6 +23,7 @@ from amaml_core.tasks import Tree
 Loss = Callable[[Any, Any], Tensor]
 """(prediction, target) of one task -> a scalar."""
 
+OPAQUE = "The model returns a {}, in which no predictions are found; return a tensor, or a tuple, list or dict of such."
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
@@ -81,6 +82,8 @@ def evaluate(
         return prediction
     if mask is None:
         return _scalar(loss(prediction, y))
+    if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(prediction)):
+        raise InputError(OPAQUE.format(type(prediction).__name__))
     leaves, structure = tree_flatten((prediction, y))
     each = [isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == len(mask) for leaf in leaves]
 
@@ -124,6 +127,8 @@ def size(prediction: Tree, *_: Tree) -> Tensor:
     """A loss for a model of which only the predictions are wanted."""
     leaves = [leaf for leaf in tree_leaves(prediction) if isinstance(leaf, Tensor)]
     floats = [leaf for leaf in leaves if leaf.is_floating_point() or leaf.is_complex()]
+    if not floats:
+        raise InputError(OPAQUE.format(type(prediction).__name__))
     return torch.stack([leaf.abs().square().sum() for leaf in floats]).sum()
 
 

@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_map
 from amaml_core.differences import repeats
 from amaml_core.masks import by_example
 from amaml_core.mistakes import MISTAKES, refuse
-from amaml_core.modules import Loss, holding, predict
-from amaml_core.surroundings import by_parts, put_back, snapshot
+from amaml_core.modules import Loss, holding, predict, tensors
+from amaml_core.surroundings import by_parts, put_back, same, snapshot
 from amaml_core.tasks import Tree
 
 
@@ -51,7 +51,7 @@ class Plain:
         """What so many calls give one after the other, the first on the module as it was."""
         own = dict(self.model.named_buffers())
         for name, value in self.buffers.items():
-            if name in own and not torch.equal(own[name], value):
+            if name in own and not same(own[name], value):
                 own[name].data = value.clone()
         parts = u.detach().split([parameter.numel() for parameter in self.parameters])
         for parameter, part in zip(self.parameters, parts, strict=True):
@@ -82,7 +82,10 @@ def written(
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
     before = {name: (value.data, value.requires_grad, value.grad) for name, value in parameters.items()}
     cast = lambda value: value.detach().clone().to(dtype if value.is_floating_point() else None)  # noqa: E731
-    own = [copy.deepcopy(loss).to(dtype) if dtype and isinstance(loss, nn.Module) else loss for loss in losses]
+    own = [
+        copy.deepcopy(loss).to(dtype) if dtype and isinstance(loss, nn.Module) and tensors(loss) else loss
+        for loss in losses
+    ]
     with holding(model, parameters | {name: cast(value) for name, value in buffers.items()}):
         try:
             for name, value in parameters.items():

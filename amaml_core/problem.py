@@ -18,9 +18,10 @@ from amaml_core.engine.captured import captured
 from amaml_core.engine.rule import Built, Engine, chosen
 from amaml_core.engine.threads import one_at_a_time
 from amaml_core.errors import InputError, positive_integer
+from amaml_core.looked import Looked
 from amaml_core.manner import ROWS, Call, Manner, look
 from amaml_core.mistakes import MISTAKES, refuse
-from amaml_core.modules import Loss, refuse_stateful, refuse_unusable, reset, size
+from amaml_core.modules import Loss, refuse_stateful, refuse_unusable, reset, size, tensors
 from amaml_core.plain import written
 from amaml_core.tasks import TaskBatch, Tree
 from amaml_core.writes import THETA
@@ -100,6 +101,15 @@ class MetaProblem(Calls):
         self._sizes = [shape.numel() for shape in self._shapes.values()]
         self._convolves = any(isinstance(module, _ConvNd) for module in model.modules())
         self._set_engine(engine)
+
+    def __copy__(self) -> MetaProblem:
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))  # what is known and built is shared
+        return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is known of this very model, and what was built: code of this process, found out again."""
+        return vars(self) | {"_looked": Looked(notes=[*self.notes]), "compiled": {}, "reads": []}
 
     def _adapted(self, adapt: str | None) -> dict[str, nn.Parameter]:
         every = dict(self.model.named_parameters())
@@ -212,7 +222,8 @@ class MetaProblem(Calls):
         """A whole ``state_dict`` of the model with θ in it, ready for ``load_state_dict``."""
         self.check_theta(theta)
         parts = self.split(theta.detach())
-        state = {name: value.clone() for name, value in self.model.state_dict().items()}
+        every = self.model.state_dict().items()  # extra states of a module may be of any kind
+        state = {name: value.clone() if isinstance(value, Tensor) else copy.deepcopy(value) for name, value in every}
         first_name = {id(value): name for name, value in reversed(list(self.model.named_parameters()))}
         for name, value in self.model.named_parameters(remove_duplicate=False):  # a tied weight has several names
             if (source := first_name[id(value)]) in parts:
@@ -282,9 +293,9 @@ class MetaProblem(Calls):
         frozen = {name: value.clone() for name, value in self.frozen().items()}
         # vmap turns convolutions into grouped ones, for which the CPU's kernels are slow
         vmaps = not (self._convolves and u.device.type == "cpu")
-        call, exact = self._caller(loss or size, frozen), self._caller(loss or size, frozen, torch.float64)
         itself, rows = partial(self._itself, loss or size), len(u) if self._looked.all_tasks else ROWS
         try:
+            call, exact = self._caller(loss or size, frozen), self._caller(loss or size, frozen, torch.float64)
             manner = look(call, exact, itself, self.model, loss, frozen, u, data, vmaps, rows)
         except MISTAKES as error:
             refuse(error)
@@ -304,7 +315,7 @@ class MetaProblem(Calls):
         """What calls model and loss with these tensors in the place of ``frozen()``, in this dtype if one is given."""
         if dtype is not None:
             frozen = {name: value.to(dtype) if value.is_floating_point() else value for name, value in frozen.items()}
-            loss = copy.deepcopy(loss).to(dtype) if isinstance(loss, nn.Module) else loss
+            loss = copy.deepcopy(loss).to(dtype) if isinstance(loss, nn.Module) and tensors(loss) else loss
         other = self.traced(frozen)
         return lambda manner, u, data: other._over_tasks(loss, manner, u, data)
 

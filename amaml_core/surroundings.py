@@ -6,7 +6,7 @@ import copy
 import random
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -94,7 +94,13 @@ def compiles(model: nn.Module, loss: Any) -> bool:
         return False
     parts = [loss, *model.modules()]
     parts += [value for module in model.modules() for value in vars(module).values()]
-    return any(getattr(part, "_torchdynamo_orig_callable", None) or hasattr(part, "_orig_mod") for part in parts)
+    return any(_has(part, "_torchdynamo_orig_callable") or _has(part, "_orig_mod") for part in parts)
+
+
+def _has(part: Any, name: str) -> bool:
+    with suppress(Exception):  # somebody's __getattr__ may raise anything
+        return getattr(part, name, None) is not None
+    return False
 
 
 def random_state(value: Tensor) -> tuple[Any, ...]:

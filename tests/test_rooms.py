@@ -24,7 +24,6 @@ SUITES = {  # of tests, about all of a room or of a package
 }
 LARGE = 100  # lines, from which on a module has tests of its own name, or is named here with those that it has
 TESTED_BY = {
-    "amaml_core/calls": "amaml_core/test_problem",
     "amaml_core/engine/block_matrices": "amaml_core/engine/test_blocks",
     "amaml_core/engine/block_operators": "amaml_core/engine/test_blocks",
     "amaml_core/methods/base": "amaml_core/methods/test_contract",

@@ -70,6 +70,7 @@ def test_a_table_that_grows_at_a_later_shape_is_taken_out_again(engine, like):
     assert problem.predict(found.adapted, longer.query_x).shape == (4, 8, 1)
     curve = am.adaptation_curve(problem, problem.initial_parameters(), made(None, n=9)[1], inner_lr=0.1, steps=[2])
     assert torch.isfinite(curve.errors).all()
+    am.check(problem, problem.initial_parameters(), made(None, n=10)[1])
     assert model.table is own
 
 
