@@ -62,22 +62,6 @@ class Calls:
         handed = Handed() if self._handed is None else self._handed
         return self._but(_stand_in=handed.buffers(self.model, self.frozen())), handed
 
-    def losses(
-        self, loss: Loss, u: Float[Tensor, "tasks params"], data: tuple[Tree, ...], manner: Manner
-    ) -> Float[Tensor, " tasks"]:
-        """``[B]``: each task's loss at its own parameters.
-
-        Args:
-            loss: of a prediction and a target.
-            u: a row a task.
-            data: inputs, targets and perhaps a mask; see ``TaskBatch.support``.
-            manner: how the model is called.
-
-        Raises:
-            InputError: the loss is not a scalar, or model or loss fail on these tasks.
-        """
-        return self._evaluate(loss, manner, u, data)
-
     def _evaluate(self, loss: Loss | None, manner: Manner, u: Tensor, data: tuple[Tree, ...]) -> Any:
         if self.tracing:
             return self._over_tasks(loss, manner, u, data)

@@ -329,3 +329,19 @@ class MetaProblem(Calls):
             return problem._evaluate(None, manner, at, handed.data(manner, (x,)))
 
         return self.unspoiled(work)
+
+    def losses(
+        self, loss: Loss, u: Float[Tensor, "tasks params"], data: tuple[Tree, ...], manner: Manner | None = None
+    ) -> Float[Tensor, " tasks"]:
+        """``[B]``: each task's loss at its own parameters.
+
+        Args:
+            loss: of a prediction and a target.
+            u: a row a task.
+            data: inputs, targets and perhaps a mask; see ``TaskBatch.support``.
+            manner: how the model is called, where it is known.
+
+        Raises:
+            InputError: the loss is not a scalar, or model or loss fail on these tasks.
+        """
+        return self._evaluate(loss, manner or self.manner(loss, u, data), u, data)

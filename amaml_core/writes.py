@@ -36,7 +36,8 @@ class Handed:
 
     def buffers(self, model: nn.Module, frozen: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What is not adapted, its buffers copied."""
-        own = dict(model.named_buffers())
+        with one_at_a_time:
+            own = {name for name, _ in model.named_buffers()}
         return {name: self(name, value) if name in own else value for name, value in frozen.items()}
 
     def data(self, manner: Manner, data: tuple[Tree, ...]) -> tuple[Tree, ...]:
