@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from numbers import Integral
 from typing import Any
@@ -16,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from amaml_core.engine.rule import pieces
 from amaml_core.errors import InputError, positive_number
 from amaml_core.inner import InnerProblem
+from amaml_core.masks import filled
 from amaml_core.methods.base import Descend
 from amaml_core.problem import MetaProblem
 from amaml_core.tasks import TaskBatch
@@ -92,21 +94,25 @@ def adaptation_curve(
     problem.check_theta(theta)
     size = problem.chunk_size or len(tasks)
     masks = [None] * len(tasks) if query_mask is None else list(query_mask.split(size))
-    errors, adapted = [], []
-    for chunk, mask in zip(tasks.chunks(size), masks, strict=False):
+
+    def curve(problem: MetaProblem, chunk: TaskBatch, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         inner, there = InnerProblem(problem, theta, chunk), []
+        x, y = (chunk.query_x, chunk.query_y) if mask is None else filled((chunk.query_x, chunk.query_y, mask))[:2]
         u, h = inner.start(), theta.new_full((len(chunk), 1), inner_lr)
         for before, after in pairwise([0, *wanted]):
             for count in pieces(after - before, inner.per_call() or 1) if after > before else []:
                 (u,) = inner.run(Descend(count), u, h)
             with torch.no_grad():
-                found = (measure or rmse)(problem.predict(u, chunk.query_x), chunk.query_y, mask)
+                found = (measure or rmse)(problem.predict(u, x), y, mask)
             if _told(found) != [len(chunk)]:
                 raise InputError(f"measure returned {_told(found)}; it must return a number a task, [{len(chunk)}].")
             there.append(found)
-        errors.append(torch.stack(there, 1))
-        adapted.append(u)
-    return AdaptationCurve(tuple(wanted), torch.cat(errors), torch.cat(adapted))
+        return torch.stack(there, 1), u
+
+    pairs = zip(tasks.chunks(size), masks, strict=False)
+    done = [problem.unspoiled(partial(curve, chunk=chunk, mask=mask)) for chunk, mask in pairs]
+    errors, adapted = (torch.cat(parts) for parts in zip(*done, strict=True))
+    return AdaptationCurve(tuple(wanted), errors, adapted)
 
 
 def rmse(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Float[Tensor, " tasks"]:

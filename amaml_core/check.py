@@ -21,6 +21,7 @@ from amaml_core.mistakes import MISTAKES
 from amaml_core.modules import tensors
 from amaml_core.plain import Plain, written
 from amaml_core.problem import MetaProblem
+from amaml_core.surroundings import same
 from amaml_core.tasks import TaskBatch, Tree
 
 TASKS = 2  # whose derivatives are held against central differences
@@ -91,7 +92,7 @@ def check(problem: MetaProblem, theta: Float[Tensor, " params"], tasks: TaskBatc
         raise InputError(f"check takes a MetaProblem, theta and a TaskBatch, not a {given[0]} and a {given[1]}.")
     problem.check_theta(theta)
     with one_at_a_time:  # it writes into the model, which others may use
-        return _checked(problem.with_engine("eager"), theta, tasks)
+        return problem.with_engine("eager").unspoiled(lambda mine: _checked(mine, theta, tasks))
 
 
 def _checked(problem: MetaProblem, theta: Tensor, tasks: TaskBatch) -> Check:
@@ -124,7 +125,7 @@ def _check_promises(problem: MetaProblem, theta: Tensor, tasks: TaskBatch) -> No
             "keep no state in them."
         )
     for kept, now in ((data, tasks.tensors()), (state, tensors(problem.model))):
-        if changed := [name for name, value in kept.items() if not torch.equal(value, now[name])]:
+        if changed := [name for name, value in kept.items() if not same(value, now[name])]:
             raise InputError(f"A call of the model changes {changed[0]}; compute a changed copy instead.")
 
 
@@ -140,7 +141,7 @@ def _own_dtype(plain: Plain, u: Tensor, tasks: TaskBatch) -> str:
 def _compare(problem: MetaProblem, plain: Plain, u: Tensor, tasks: TaskBatch) -> tuple[float, float, float | None]:
     near, sloped, curved = TOLERANCE.get(u.dtype, TOLERANCE[torch.float32])
     mine = copy.copy(problem)
-    mine.inner_loss, mine.outer_loss, mine._looked = *plain.losses, Looked()
+    mine.inner_loss, mine.outer_loss, mine._looked = *plain.losses, Looked(all_tasks=True)
     start = beside(u, 1e-3)
     inner = InnerProblem(mine, start, tasks)
     found = inner.gradient(inner.start()), inner.query_gradient(inner.start())[1]

@@ -16,12 +16,15 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from amaml_core.engine import blocks, graphs, inductor
 from amaml_core.engine.captured import STATES, Same, captured
-from amaml_core.engine.eager import vector_jacobian
+from amaml_core.engine.eager import Half, vector_jacobian
 from amaml_core.engine.rule import per_call
 from amaml_core.engine.threads import one_at_a_time
 from amaml_core.errors import InputError, first_line
+from amaml_core.masks import filled
+from amaml_core.mistakes import MISTAKES, FailsError, refuse
 from amaml_core.problem import MetaProblem
 from amaml_core.tasks import TaskBatch
+from amaml_core.writes import THETA
 
 Step = Callable[..., tuple[Tensor, ...]]
 """A pure, hashable function (inner problem, *tensors) -> tensors: what the engine compiles as a whole."""
@@ -61,25 +64,25 @@ class InnerProblem:
             engine is "graphed" and there is no CUDA.
     """
 
-    def __init__(
-        self, problem: MetaProblem, theta: Float[Tensor, "*b params"], tasks: TaskBatch, prox: float = 0.0
-    ) -> None:
+    def __init__(self, problem: MetaProblem, theta: Tensor, tasks: TaskBatch, prox: float = 0.0) -> None:
         problem.check_tasks(theta, tasks)
         if any(value.is_inference() for value in (theta, *tasks.tensors().values())):
             theta, tasks = theta.clone(), tasks.map(torch.clone)  # autograd cannot keep what inference_mode made
-        self.problem, self.theta, self.tasks, self.prox = problem, theta.detach(), tasks, prox
+        self.problem, handed = problem.handing()
+        self.theta, self.tasks, self.prox = handed(THETA, theta.detach()), tasks, prox
         self.stats: Counter[str] = Counter(grad_evals=0, hvp_evals=0)
-        self.support, self.query = tasks.support, tasks.query
         self.captured = False
         self.captures = problem.engine != "eager" and graphs.possible(theta.device)
         if problem.engine == "graphed" and not self.captures:
             raise InputError(f'engine="graphed" needs CUDA\'s current device; theta is on {theta.device}: move it all.')
         losses = {"inner_loss": problem.inner_loss, "outer_loss": problem.outer_loss}
         self.reads = captured(**losses, model=problem.model)
+        data = filled(tasks.support), filled(tasks.query)
         self.manners = (
-            problem.manner(problem.inner_loss, self.start(), self.support, self.reads),
-            problem.manner(problem.outer_loss, self.start(), self.query, self.reads),
+            problem.manner(problem.inner_loss, self.start(), data[0], self.reads),
+            problem.manner(problem.outer_loss, self.start(), data[1], self.reads),
         )
+        self.support, self.query = map(handed.data, self.manners, data)
 
     def per_call(self, cost: int = 1) -> int | None:
         """How many steps of ``cost`` gradients or products each make one built call; None in the eager engine."""
@@ -172,7 +175,7 @@ class InnerProblem:
             if key not in self.problem.compiled:
                 pure, counted = self._pure(step, len(tensors))
                 batch = len(self.tasks)
-                own = [_axis(tensor, batch) for tensor in tensors]
+                own = [blocks.axis(tensor, batch) for tensor in tensors]
                 leaves = len(tree_leaves((self.support, self.query)))
                 axes = [*own, None if self.theta.ndim == 1 else 0, *[0] * leaves, *[None] * len(self.problem.frozen())]
                 data = range(len(own) + 1, len(own) + 1 + leaves)
@@ -200,7 +203,16 @@ class InnerProblem:
         with torch.enable_grad():
             u = u.detach().requires_grad_()
             (value,) = step(self, u, *tensors)
-        return value.detach(), lambda v: vector_jacobian(value, u, v, keep=not once)
+        return value.detach(), lambda v: self._told(vector_jacobian, value, u, v, keep=not once)
+
+    def _told(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """A derivative by autograd, or built code; what somebody's backward raises is told as what a forward does."""
+        if self.problem.tracing:
+            return function(*arguments, **options)
+        try:
+            return function(*arguments, **options)
+        except MISTAKES as error:
+            refuse(error)
 
     def _built(self, compile_: Callable[..., Any], step: Step, tensors: Sequence[Tensor]) -> Any:
         """What a step's built form gives; None where there is none."""
@@ -213,7 +225,7 @@ class InnerProblem:
         if function is None:
             return None
         self.stats.update(counted)
-        return function(*arguments)
+        return self._told(function, *arguments)
 
     @cached_property
     def _inputs(self) -> list[Tensor]:
@@ -337,7 +349,21 @@ class InnerProblem:
         with torch.enable_grad():
             u = self.start().clone().requires_grad_()
             loss = self.loss(u)
-            return loss.detach(), torch.autograd.grad(loss.sum(), u)[0]
+            return loss.detach(), self._told(torch.autograd.grad, loss.sum(), u)[0]
+
+    def fails_at_start(self) -> bool:
+        """Whether model, losses or their derivatives raise something at θ itself: then no step is to blame."""
+        alone = copy.copy(self)
+        alone.stats, u = Counter(), self.start()
+        try:
+            alone.query_gradient(u)
+            if self.manners[0].first_order:
+                alone.gradient(u)
+            else:
+                alone.linearize(u).hvp(torch.ones_like(u))
+        except FailsError:
+            return True
+        return False
 
     def query_gradient(
         self, u: Float[Tensor, "tasks params"]
@@ -351,28 +377,6 @@ def _kind(tensor: Tensor) -> Hashable:
     return tensor.shape, tensor.dtype, tensor.device
 
 
-def _axis(tensor: Tensor, batch: int) -> int | None:
-    """The axis of tasks among a step's arguments: the first, but the second of what several steps stack; else none."""
-    if tensor.ndim == 3:
-        return 1
-    return 0 if tensor.ndim and len(tensor) == batch else None
-
-
-@dataclass(frozen=True)
-class Half:
-    """Of a differentiable step: (u, …) -> step(u, …), or (u, …, v) -> (∂step(u, …)/∂u)ᵀ v, both from the start."""
-
-    step: Step
-    product: bool
-
-    def __call__(self, inner: InnerProblem, u: Tensor, *tensors: Tensor) -> tuple[Tensor]:
-        """See ``Step``."""
-        with torch.enable_grad():
-            u = u.detach().requires_grad_()
-            (value,) = self.step(inner, u, *(tensors[:-1] if self.product else tensors))
-        return (vector_jacobian(value, u, tensors[-1], keep=False) if self.product else value.detach(),)
-
-
 def _gradient(inner: InnerProblem, u: Tensor, create_graph: bool = True) -> tuple[Tensor, ...]:
     if create_graph and (why := inner.manners[0].first_order):
         raise InputError(
@@ -382,7 +386,7 @@ def _gradient(inner: InnerProblem, u: Tensor, create_graph: bool = True) -> tupl
     with torch.enable_grad():
         # tasks do not interact, so the gradient of the sum holds each task's own gradient
         total = inner.loss(u).sum()
-        return torch.autograd.grad(total, u, create_graph=create_graph)
+        return inner._told(torch.autograd.grad, total, u, create_graph=create_graph)
 
 
 def _detached_gradient(inner: InnerProblem, u: Tensor) -> tuple[Tensor, ...]:
@@ -393,4 +397,4 @@ def _query_gradient(inner: InnerProblem, u: Tensor) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         u = u.detach().requires_grad_()
         loss = inner.query_loss(u)
-        return loss.detach(), torch.autograd.grad(loss.sum(), u)[0]
+        return loss.detach(), inner._told(torch.autograd.grad, loss.sum(), u)[0]

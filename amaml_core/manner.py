@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from amaml_core.differences import beside, disagreements, gradient_at, off, ripple
 from amaml_core.errors import InputError, first_line, percent
+from amaml_core.masks import count_alone
 from amaml_core.mistakes import DRAWS, WRITES
-from amaml_core.surroundings import by_parts, compiles, put_back, random_state, snapshot
+from amaml_core.surroundings import by_parts, compiles, put_back, random_state, same, snapshot
 
 ROWS = 2  # tasks that are looked at: the second shows what a batching rule does for the first alone
 # relative to the size of what is compared: far above rounding, and far below the faults that were seen (6 % and more)
@@ -28,8 +30,12 @@ HOOKED = "saved tensors are packed"
 TOO_FAR = 1e-2  # of derivatives from central differences in float64
 # operators of attention and of weight norm, of which the second derivative is missing or wrong
 FUSED = ("ScaledDotProduct", "WeightNormInterface")
+HOOK = "BackwardHookFunctionBackward"  # torch's own, of register_full_backward_hook
 CUSTOM = "an autograd function of one's own"
-PADDED = "an embedding with a padding"
+# what vmap is not asked for, though two tasks may not show that it gives something else, and why
+PADDED = "vmap does not spare the padding of an embedding from the gradient in every task"
+TIES = "vmap gives all of the gradient to one of the elements that tie in a max, min or median of everything"
+SHARED = {"MaxBackward1", "MinBackward1", "MedianBackward0", "NanmedianBackward0"}  # of all elements; torch shares
 
 Itself = Callable[[Tensor, Any], Tensor | None]
 """(u ``[d]``, data of one task) -> the gradient of the module as it is, ``[d]``; None where it remembers its calls."""
@@ -51,14 +57,15 @@ class Manner:
     first_order: str = ""  # why there is no second derivative; empty where there is one
     why: str = ""  # why the tasks are not worked on at once, though that would be quicker
     sure: bool = True  # whether the numbers were finite, so that derivatives could be checked
+    shapes: str = ""  # of the data that were looked at
     detached: float = 0.0  # how far the gradient is from central differences because something is detached
 
     @contextmanager
-    def around(self, model: nn.Module) -> Iterator[None]:
-        """What is set while the model is called."""
+    def around(self, model: nn.Module, loss: Any) -> Iterator[None]:
+        """What is set while they are called."""
         with ExitStack() as stack:
             if self.restores:
-                stack.callback(put_back, snapshot(model))
+                stack.callback(put_back, snapshot(model, loss))
             if self.by_parts:
                 stack.enter_context(by_parts())
             if self.eager:
@@ -76,8 +83,9 @@ def look(
     u: Tensor,
     data: Any,
     vmaps: bool,
+    rows: int = ROWS,
 ) -> Manner:
-    """One look at a model: its losses on two tasks, with two derivatives, one task after the other and by vmap.
+    """One look at a model: its losses on so many tasks, with two derivatives, one task after the other and by vmap.
 
     The derivatives of the first task are held against central differences in float64 (``exact``), whoever wrote them:
     torch's own are not always right. Where model or loss hold tensors of their own dtype this is left out. A call uses
@@ -88,11 +96,14 @@ def look(
         InputError: the loss depends on random numbers or on how often it was asked for, its parameters are written to,
             or it or its derivative cannot be worked out, or is wrong.
     """
-    start, data = _rows(u), tree_map(lambda value: _rows(value).clone(), data)  # start as it lies in memory: expanded
+    # the start as it lies in memory: expanded
+    start, data = _rows(u, rows), tree_map(lambda value: _rows(value, rows).clone(), data)
     u = beside(start, 1e-2)
-    manner, kept = Manner(eager=compiles(model, loss)), snapshot(model)
+    manner, kept = Manner(eager=compiles(model, loss)), snapshot(model, loss)
+    manner.shapes = shapes(data)
     try:
-        _remember(call, manner, model, frozen, u, data)
+        _remember(call, manner, (model, loss), frozen, u, data)
+        count_alone(partial(call, manner), u, data, _close)
         plain = _derivatives(call, manner, u, data)
         if any(part in name for name in plain.nodes for part in FUSED):
             manner.by_parts = True
@@ -169,8 +180,8 @@ def _judge(exact: Call, manner: Manner, u: Tensor, data: Any, plain: Derivatives
 
 def _why_not_at_once(call: Call, manner: Manner, u: Tensor, start: Tensor, data: Any, plain: Derivatives) -> str:
     """What vmap does otherwise; empty where it gives the same."""
-    if PADDED in plain.nodes:
-        return "vmap does not spare the padding of an embedding from the gradient in every task"
+    if told := plain.nodes & {PADDED, TIES}:
+        return min(told)
     together = replace(manner, batched=True)
     try:
         with warnings.catch_warnings():
@@ -195,38 +206,44 @@ def _why_not_at_once(call: Call, manner: Manner, u: Tensor, start: Tensor, data:
     return "vmap gives other values or derivatives than torch's own operators"
 
 
-def _remember(call: Call, manner: Manner, model: nn.Module, frozen: Mapping[str, Tensor], u: Tensor, data: Any) -> None:
+def _remember(
+    call: Call, manner: Manner, parts: tuple[Any, ...], frozen: Mapping[str, Tensor], u: Tensor, data: Any
+) -> None:
     """Note what two calls write to; refuse a model of which the second one knows of the first."""
-    drawn, kept = random_state(u), snapshot(model)
+    drawn, kept = random_state(u), snapshot(*parts)
     pristine = {name: value.clone() for name, value in frozen.items()}
     once, start = tree_map(torch.clone, data), u.clone()
     with torch.enable_grad():  # what recomputes does so only where there is something to differentiate
         u.requires_grad_()
         first = _first(call, manner, u, once)
+        # a version tells of what was written even where the values happened to stay, and not of ``.data``
         manner.copies_data = any(
-            not torch.equal(a, b) for a, b in zip(tree_leaves(once), tree_leaves(data), strict=True)
+            bool(a._version) or not same(a, b) for a, b in zip(tree_leaves(once), tree_leaves(data), strict=True)
         )
-        written = [name for name, value in frozen.items() if not torch.equal(value, pristine[name])]
+        written = [name for name, value in frozen.items() if value._version or not same(value, pristine[name])]
+        spoiled = bool(u._version)
         second = call(manner, u, tree_map(torch.clone, data)).detach()
         put_back(kept)
         for name in written:
             frozen[name].detach().copy_(pristine[name])
         turned = call(manner, u.flip(0), tree_map(lambda value: value.flip(0), data)).detach().flip(0)
         u.requires_grad_(False)
-    if not torch.equal(u, start):
+    if spoiled or not torch.equal(u, start):
         raise InputError(WRITES)
     if drawn != random_state(u):
         raise InputError(DRAWS)
     manner.copies_frozen = bool(written)
     if bool((first.isnan() & second.isnan()).any()):
         return
-    same = torch.equal(first, second) if not first.is_cuda else _close(first, second)  # there, sums have no fixed order
-    if not same and written:
+    repeated = (
+        torch.equal(first, second) if not first.is_cuda else _close(first, second)
+    )  # there, sums have no fixed order
+    if not repeated and written:
         raise InputError(
             f"Each call of the model changes its {written[0]!r}, and with it the next result; put that module into "
             "eval mode, or hold it fixed."
         )
-    if not same:
+    if not repeated:
         raise InputError(
             "The model or the loss gives another value each time that it is called; draw no random numbers and keep "
             "no state in it."
@@ -292,7 +309,7 @@ def _derivatives(call: Call, manner: Manner, u: Tensor, data: Any) -> Derivative
 
 
 def _nodes(*results: Tensor) -> frozenset[str]:
-    """The names of the nodes of a graph; with ``PADDED`` and ``CUSTOM`` where there are such."""
+    """The names of the nodes of a graph; with ``PADDED``, ``TIES`` and ``CUSTOM`` where there are such."""
     waiting: list[Any] = [result.grad_fn for result in results]
     seen, names = set(), set()
     while waiting:
@@ -303,15 +320,22 @@ def _nodes(*results: Tensor) -> frozenset[str]:
             # without one, -1 is kept as an unsigned number
             if node.name() == "EmbeddingBackward0" and node._saved_padding_idx < 2**63:
                 names.add(PADDED)
-            if isinstance(node, torch.autograd.function.BackwardCFunction):
+            if node.name() in SHARED:
+                names.add(TIES)
+            if node.name() != HOOK and isinstance(node, torch.autograd.function.BackwardCFunction):
                 names.add(CUSTOM)
             waiting += [source for source, _ in node.next_functions]
     return frozenset(names)
 
 
-def _rows(value: Tensor) -> Tensor:
-    """``ROWS`` of them, the one twice where there is one alone."""
-    value = value.detach()[:ROWS]
+def shapes(data: Any) -> str:
+    """Of what one task's call is given."""
+    return str([list(leaf.shape[1:]) for leaf in tree_leaves(data)])
+
+
+def _rows(value: Tensor, rows: int) -> Tensor:
+    """So many of them, the one twice where there is one alone."""
+    value = value.detach()[:rows]
     return value.expand(ROWS, *value.shape[1:]) if len(value) == 1 else value
 
 

@@ -18,11 +18,14 @@ from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from amaml_core.errors import InputError, first_line
+from amaml_core.mistakes import DRAWS
+from amaml_core.surroundings import random_state
 from amaml_core.tasks import Tree
 
 Loss = Callable[[Any, Any], Tensor]
 """(prediction, target) of one task -> a scalar."""
 
+OPAQUE = "The model returns a {}, in which no predictions are found; return a tensor, or a tuple, list or dict of such."
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
@@ -90,6 +93,8 @@ def evaluate(
         return prediction
     if mask is None:
         return _scalar(loss(prediction, y))
+    if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(prediction)):
+        raise InputError(OPAQUE.format(type(prediction).__name__))
     leaves, structure = tree_flatten((prediction, y))
     each = [isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == len(mask) for leaf in leaves]
 
@@ -110,11 +115,29 @@ def converted(loss: Loss, model: nn.Module, dtype: torch.dtype) -> Loss:
     if not isinstance(loss, nn.Module):
         return loss
     kept = {id(part): part for part in (*model.modules(), *tensors(model).values())}
+    if not tensors(loss):  # nothing to convert, and what it holds may not be copied
+        return loss
     own = copy.deepcopy(loss, dict(kept))
     for value in tensors(own).values():
         if id(value) not in kept and value.is_floating_point():
             value.data = value.data.to(dtype)
     return own
+
+
+def one_by_one(call: Callable[[Tensor, Tree], Any], u: Tensor, data: Tree, *, draws: bool) -> Any:
+    """What a call gives for each task, stacked; ``draws``: that it draws random numbers is looked for.
+
+    Raises:
+        InputError: it does. (vmap notices that by itself.)
+    """
+    leaves, structure = tree_flatten(data)
+    drawn = random_state(u) if draws else None
+    tasks = zip(u.unbind(), *(leaf.unbind() for leaf in leaves), strict=True)
+    each = [call(one, tree_unflatten(own, structure)) for one, *own in tasks]
+    if drawn is not None and drawn != random_state(u):
+        raise InputError(DRAWS)
+    stack = lambda *results: torch.stack(results) if isinstance(results[0], Tensor) else results  # noqa: E731
+    return tree_map(stack, each[0], *each[1:])
 
 
 def _scalar(value: Any) -> Tensor:
@@ -134,6 +157,8 @@ def size(prediction: Tree, *_: Tree) -> Tensor:
     """A loss for a model of which only the predictions are wanted."""
     leaves = [leaf for leaf in tree_leaves(prediction) if isinstance(leaf, Tensor)]
     floats = [leaf for leaf in leaves if leaf.is_floating_point() or leaf.is_complex()]
+    if not floats:
+        raise InputError(OPAQUE.format(type(prediction).__name__))
     return torch.stack([leaf.abs().square().sum() for leaf in floats]).sum()
 
 

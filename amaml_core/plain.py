@@ -12,8 +12,10 @@ from torch.utils._pytree import tree_map
 
 from amaml_core.differences import repeats
 from amaml_core.engine.threads import one_at_a_time
+from amaml_core.masks import by_example
+from amaml_core.mistakes import MISTAKES, refuse
 from amaml_core.modules import Loss, converted, holding, predict
-from amaml_core.surroundings import by_parts, put_back, snapshot
+from amaml_core.surroundings import by_parts, put_back, same, snapshot
 from amaml_core.tasks import Tree
 
 
@@ -37,7 +39,11 @@ class Plain:
     def gradient(self, loss: Loss, data: tuple[Tree, ...], u: Tensor) -> Tensor:
         """Of one task, ``[d]``, by torch.autograd."""
         with torch.enable_grad():
-            grads = torch.autograd.grad(self.value(loss, data, u), self.parameters, allow_unused=True)
+            value = self.value(loss, data, u)
+            try:
+                grads = torch.autograd.grad(value, self.parameters, allow_unused=True)
+            except MISTAKES as error:
+                refuse(error)
         pairs = zip(self.parameters, grads, strict=True)
         return torch.cat([(torch.zeros_like(p) if g is None else g).reshape(-1) for p, g in pairs])
 
@@ -45,7 +51,7 @@ class Plain:
         """What so many calls give one after the other, the first on the module as it was."""
         own = dict(self.model.named_buffers())
         for name, value in self.buffers.items():
-            if name in own and not torch.equal(own[name], value):
+            if name in own and not same(own[name], value):
                 own[name].data = value.clone()
         parts = u.detach().split([parameter.numel() for parameter in self.parameters])
         for parameter, part in zip(self.parameters, parts, strict=True):
@@ -59,14 +65,11 @@ class Plain:
 
 
 def _loss(model: nn.Module, loss: Loss, x: Tree, y: Tree = None, mask: Tensor | None = None) -> Tensor:
-    """One task's; where there is a mask, the mean over the examples that count of each one's own."""
+    """One task's; where there is a mask, that of the examples that count alone."""
+    if mask is not None:
+        x, y = by_example((x, y), mask, lambda leaf: leaf[mask])
     with by_parts():
-        prediction = predict(model, x)
-        if mask is None:
-            return loss(prediction, y)
-        counted = mask.nonzero().flatten().tolist()
-        one = lambda i: tree_map(lambda value: value[i : i + 1], (prediction, y))  # noqa: E731
-        return torch.stack([loss(*one(i)) for i in counted]).mean()
+        return loss(predict(model, x), y)
 
 
 @contextmanager

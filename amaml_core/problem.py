@@ -10,40 +10,35 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import vmap
 from torch.nn.modules.conv import _ConvNd
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from amaml_core.calls import Calls
 from amaml_core.engine.captured import captured
 from amaml_core.engine.rule import Built, Engine, chosen
 from amaml_core.engine.threads import one_at_a_time
-from amaml_core.errors import InputError, first_line, positive_integer
+from amaml_core.errors import InputError, positive_integer
 from amaml_core.looked import Looked
-from amaml_core.manner import Call, Manner, look
+from amaml_core.manner import ROWS, Call, Manner, look
 from amaml_core.mistakes import MISTAKES, refuse
 from amaml_core.modules import (
     Loss,
     adapted,
     converted,
-    detached,
-    evaluate,
     first_names,
-    holding,
     refuse_shared,
     refuse_stateful,
     refuse_unusable,
     seeded,
     size,
-    tensors,
 )
 from amaml_core.plain import written
-from amaml_core.surroundings import random_state
 from amaml_core.tasks import TaskBatch, Tree
+from amaml_core.writes import THETA
 
 NOT_FINITE = "theta must hold finite floating-point values."
 
 
-class MetaProblem:
+class MetaProblem(Calls):
     """What is meta-learned: an initialisation θ of (some of) a model's parameters, judged by its losses.
 
     Parameters that are frozen by ``requires_grad_(False)`` stay as they are, unless ``adapt`` names them. While a loss
@@ -110,8 +105,8 @@ class MetaProblem:
         self.planned_updates = positive_integer("planned_updates", planned_updates)
         refuse_unusable(model)
         refuse_stateful(model)
-        self.model, self.inner_loss, self.outer_loss, self.chunk_size = model, inner, outer, chunk_size
-        self._looked = Looked()
+        super().__init__(model, inner, outer)
+        self.chunk_size = chunk_size
         parameters, frozen = adapted(model, adapt)
         if frozen:
             self._looked.tell(
@@ -122,7 +117,15 @@ class MetaProblem:
         self._sizes = [shape.numel() for shape in self._shapes.values()]
         self._convolves = any(isinstance(module, _ConvNd) for module in model.modules())
         self._set_engine(engine)
-        self._traced_frozen: dict[str, Tensor] | None = None  # stands in for the frozen part while a step is traced
+
+    def __copy__(self) -> MetaProblem:
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))  # what is known and built is shared
+        return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is known of this very model, and what was built: code of this process, found out again."""
+        return vars(self) | {"_looked": Looked(notes=[*self.notes]), "compiled": {}, "reads": []}
 
     def _set_engine(self, engine: Engine) -> None:
         self.asked: Engine = engine
@@ -210,7 +213,10 @@ class MetaProblem:
         self.check_theta(theta)
         parts = self.split(theta.detach())
         with one_at_a_time:
-            state = {name: value.clone() for name, value in self.model.state_dict().items()}
+            every = self.model.state_dict().items()  # extra states of a module may be of any kind
+            state = {
+                name: value.clone() if isinstance(value, Tensor) else copy.deepcopy(value) for name, value in every
+            }
             for name, first in first_names(self.model).items():
                 if first in parts:
                     state[name] = parts[first].clone()  # no entry shares memory with θ or with the model
@@ -235,12 +241,6 @@ class MetaProblem:
                     f"theta is {theta.dtype} on {theta.device} and the model's {name!r} is {value.dtype} on "
                     f"{value.device}; convert one of them."
                 )
-
-    def traced(self, frozen: Mapping[str, Tensor]) -> MetaProblem:
-        """The same problem in the eager engine, with these tensors in the place of ``frozen()``: for a trace."""
-        other = copy.copy(self)
-        other.engine, other._traced_frozen = "eager", dict(frozen)
-        return other
 
     def check_tasks(self, theta: Float[Tensor, "*b params"], tasks: TaskBatch) -> None:
         """Refuse tasks that do not fit θ, and a model that is no longer as it was given.
@@ -285,18 +285,13 @@ class MetaProblem:
         frozen = {name: value.clone() for name, value in self.frozen().items()}
         # vmap turns convolutions into grouped ones, for which the CPU's kernels are slow
         vmaps = not (self._convolves and u.device.type == "cpu")
-        call, exact = self._caller(loss or size, frozen), self._caller(loss or size, frozen, torch.float64)
+        itself, rows = partial(self._itself, loss or size), len(u) if self._looked.all_tasks else ROWS
         try:
-            manner = look(call, exact, partial(self._itself, loss or size), self.model, loss, frozen, u, data, vmaps)
+            call, exact = self._caller(loss or size, frozen), self._caller(loss or size, frozen, torch.float64)
+            manner = look(call, exact, itself, self.model, loss, frozen, u, data, vmaps, rows)
         except MISTAKES as error:
             refuse(error)
-        if manner.detached:
-            self._looked.tell(
-                f"The gradient is {manner.detached:.0%} off central differences of the loss: something in the model or "
-                "the loss is detached or has hooks. Training follows torch's gradient, and so does the meta-gradient."
-            )
-        if manner.why:
-            self._looked.tell(f"The tasks are worked on one after the other: {manner.why}.")
+        self._looked.note(manner)
         return manner
 
     def _itself(self, loss: Loss, u: Tensor, data: tuple[Tree, ...]) -> Tensor | None:
@@ -318,7 +313,14 @@ class MetaProblem:
 
     def predict(self, u: Float[Tensor, "tasks params"], x: Tree) -> Tree:
         """The model's outputs ``[B, n, ...]`` for inputs ``[B, n, ...]``, each task with its own parameters."""
-        return self._evaluate(None, self.manner(None, u, (x,)), u, (x,))
+
+        def work(problem: MetaProblem) -> Tree:
+            problem, handed = problem.handing()
+            at = handed(THETA, u)
+            manner = problem.manner(None, at, (x,))
+            return problem._evaluate(None, manner, at, handed.data(manner, (x,)))
+
+        return self.unspoiled(work)
 
     def losses(
         self, loss: Loss, u: Float[Tensor, "tasks params"], data: tuple[Tree, ...], manner: Manner | None = None
@@ -335,62 +337,3 @@ class MetaProblem:
             InputError: the loss is not a scalar, or model or loss fail on these tasks.
         """
         return self._evaluate(loss, manner or self.manner(loss, u, data), u, data)
-
-    def _evaluate(self, loss: Loss | None, manner: Manner, u: Tensor, data: tuple[Tree, ...]) -> Any:
-        if self._traced_frozen is not None:
-            return self._over_tasks(loss, manner, u, data)
-        if not torch.is_grad_enabled():  # a model may differentiate in its forward pass: forces from an energy
-            with torch.enable_grad():
-                return detached(self._evaluate(loss, manner, *detached((u, data))))
-        try:
-            return self._over_tasks(loss, manner, u, data)
-        except MISTAKES as error:
-            if not manner.batched or isinstance(error, InputError | torch.OutOfMemoryError):
-                refuse(error)
-            told = first_line(error)
-        one_by_one = copy.copy(manner)
-        one_by_one.batched = False
-        try:
-            found = self._over_tasks(loss, one_by_one, u, data)
-        except MISTAKES as error:
-            refuse(error)
-        manner.batched = False  # whoever knows of this manner, from now on
-        self._looked.tell(f"The tasks are worked on one after the other: vmap cannot ({told}).")
-        return found
-
-    def _over_tasks(self, loss: Loss | None, manner: Manner, u: Tensor, data: tuple[Tree, ...]) -> Any:
-        if manner.batched:
-            return vmap(lambda one, *own: self._call(loss, manner, one, own))(u, *data)
-        leaves, structure = tree_flatten(data)
-        drawn = None if self._traced_frozen is not None else random_state(u)
-        each = [
-            self._call(loss, manner, one, tree_unflatten(own, structure))
-            for one, *own in zip(u.unbind(), *(leaf.unbind() for leaf in leaves), strict=True)
-        ]
-        if drawn is not None and drawn != random_state(u):  # vmap notices that by itself
-            raise InputError("The model draws random numbers in its forward pass; switch dropout off.")
-        stack = lambda *results: torch.stack(results) if isinstance(results[0], Tensor) else results  # noqa: E731
-        return tree_map(stack, each[0], *each[1:])
-
-    def _call(self, loss: Loss | None, manner: Manner, u: Tensor, data: tuple[Tree, ...]) -> Any:
-        if manner.copies_data:
-            data = tree_map(torch.clone, data)
-        frozen = self.frozen()
-        if manner.copies_frozen:
-            frozen = {name: value.clone() for name, value in frozen.items()}
-        with one_at_a_time, manner.around(self.model), holding(self.model, frozen | self.split(u)):
-            return evaluate(self.model, loss, *data, batched=manner.batched, copied=manner.copies_model)
-
-    def split(self, u: Float[Tensor, " params"]) -> dict[str, Tensor]:
-        """The adapted parameters by name: views of u, ``[d]``."""
-        parts = u.split(self._sizes)
-        return {name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
-
-    def frozen(self) -> dict[str, Tensor]:
-        """What is not adapted, by name: the other parameters and all buffers, detached."""
-        if self._traced_frozen is not None:
-            return self._traced_frozen
-        with one_at_a_time:
-            every = tensors(self.model)
-            others = {name: value.detach() for name, value in every.items() if name not in self._shapes}
-        return {name: value.clone() if value.is_inference() else value for name, value in others.items()}

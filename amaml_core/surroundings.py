@@ -6,7 +6,7 @@ import copy
 import random
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -40,13 +40,15 @@ def by_parts() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def snapshot(model: nn.Module) -> dict[nn.Module, dict[str, tuple[Any, Any]]]:
-    """The attributes of all modules of a model, each with a copy of what it holds where it is a container."""
+def snapshot(*parts: Any) -> dict[nn.Module, dict[str, tuple[Any, Any]]]:
+    """The attributes of all modules among the parts and in them, each with a copy of what a container holds."""
     return {
         module: {
             name: (value, copy.copy(value) if _holds(name, value) else None) for name, value in vars(module).items()
         }
-        for module in model.modules()
+        for part in parts
+        if isinstance(part, nn.Module)
+        for module in part.modules()
     }
 
 
@@ -79,13 +81,26 @@ def _same(value: Any, held: Any) -> bool:
     return value == held if isinstance(value, set) else all(a is b for a, b in zip(value, held, strict=True))
 
 
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same values; NaN are equal to each other."""
+    if a.layout != torch.strided:  # of which torch compares none
+        a, b = a.to_dense(), b.to_dense()
+    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
+
+
 def compiles(model: nn.Module, loss: Any) -> bool:
     """Whether ``torch.compile`` has been at work on a model, a part of it or a loss."""
     if "torch._dynamo" not in sys.modules:
         return False
     parts = [loss, *model.modules()]
     parts += [value for module in model.modules() for value in vars(module).values()]
-    return any(getattr(part, "_torchdynamo_orig_callable", None) or hasattr(part, "_orig_mod") for part in parts)
+    return any(_has(part, "_torchdynamo_orig_callable") or _has(part, "_orig_mod") for part in parts)
+
+
+def _has(part: Any, name: str) -> bool:
+    with suppress(Exception):  # somebody's __getattr__ may raise anything
+        return getattr(part, name, None) is not None
+    return False
 
 
 def random_state(value: Tensor) -> tuple[Any, ...]:

@@ -28,7 +28,9 @@ class TaskBatch:
     like. A model takes a tuple or list of inputs as its arguments, a dict as its keywords.
 
     Tasks with fewer examples than others are filled up to the same n and masked: a loss is then asked for one example
-    at a time (with a leading axis of 1), and the mean over those that count is taken.
+    at a time (with a leading axis of 1), and the mean over those that count is taken. A leaf whose second axis is as
+    long as the mask's holds an example a row. A model or a loss for which that is not the loss of the examples that
+    count alone is refused: batch statistics, attention over the set, class weights, sums.
 
     Attributes:
         support_x: inputs to adapt on, ``[B, n_support, ...]``.

@@ -37,7 +37,7 @@ class Training:
         converged: whether a change of the meta-parameters below ξ ended it.
         validations: what ``validate`` returned, by the number of updates made.
         best: the meta-parameters of the lowest of those; None where nothing was validated.
-        not_converged: tasks, over all updates, whose own solver stopped short.
+        not_converged: tasks, over all updates, whose own solver stopped short or whose gradient was inaccurate.
         notes: sentences about damaged checkpoints that were passed over, and about what ended the training early.
     """
 
@@ -171,7 +171,7 @@ def train(
             break
         state.losses.append(float(out.query_loss.double().mean()))
         state.seconds.append(time.perf_counter() - began)
-        state.not_converged += sum(status == "not_converged" for status in out.status)
+        state.not_converged += sum(status in ("not_converged", "inaccurate") for status in out.status)
         if state.made in snapshots:
             state.snapshots[state.made] = state.copy()
         if validate is not None and state.made % validate_every == 0:

@@ -221,3 +221,10 @@ def build(
         if not torch.allclose(found, expected, rtol=within, atol=within * size, equal_nan=True):
             raise UnsupportedError("other results than those of the operators")
     return run
+
+
+def axis(tensor: Tensor, batch: int) -> int | None:
+    """The axis of tasks among a step's arguments: the first, but the second of what several steps stack; else none."""
+    if tensor.ndim == 3:
+        return 1
+    return 0 if tensor.ndim and len(tensor) == batch else None

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from operator import getitem
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ def compile_function(function: Callable[..., Sequence[Tensor]], examples: Sequen
     """
     with _compiling():
         graph, constants = trace(function, examples)
+        _refuse_writes(graph)
         built = _build(graph, [*examples, *constants])
     return lambda *arguments: built(*arguments, *constants)
 
@@ -64,6 +66,7 @@ def compile_pullback(
 
     with _compiling():
         graph, constants = trace(joint, [torch.empty_like(examples[0]), *examples])
+        _refuse_writes(graph)
         first, second, needed = halves(graph)
         given = [*examples, *constants]
         forward = _build(first, given)
@@ -82,6 +85,22 @@ def compile_pullback(
         return value, product
 
     return call
+
+
+def _refuse_writes(graph: fx.GraphModule) -> None:
+    """An ``InputError`` where an argument is written to: whether a look or autograd noticed may depend on values."""
+    for node in graph.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if schema is None or not schema.is_mutable:
+            continue
+        source = node.args[0]
+        while source.op == "call_function" and (source.target is getitem or getattr(source.target, "is_view", False)):
+            source = source.args[0]
+        if source.op == "placeholder":
+            raise InputError(
+                f"The model or the loss writes to its parameters, buffers or data by {node.target} on .data or "
+                "detach(); compute changed copies instead."
+            )
 
 
 @contextmanager

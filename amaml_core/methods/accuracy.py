@@ -20,8 +20,8 @@ SAME = 1.3  # a defect that another resolution changes by no more than this is n
 RECHECKED = 20  # updates after which what was found is looked at again
 COSTS = ("grad_evals", "hvp_evals", "linearizations")
 KINKS = (
-    "The trajectory crosses kinks of the loss (ReLU, max-pooling), where the flow's gradient jumps and its adjoint does "
-    "not (defect {:.0%}): this is the almost-everywhere derivative, as maml takes it; judge it by the unrolled "
+    "The trajectory crosses kinks of the loss (ReLU, max-pooling), where the flow's gradient jumps and its adjoint "
+    "does not (defect {:.0%}): this is the almost-everywhere derivative, as maml takes it; judge it by the unrolled "
     "gradient, or use maml or smooth activations."
 )
 

@@ -18,8 +18,9 @@ from torch.utils._pytree import register_pytree_node
 
 from amaml_core.engine.rule import pieces
 from amaml_core.engine.threads import side_by_side
-from amaml_core.errors import InputError, positive_integer, positive_number
+from amaml_core.errors import InputError, first_line, positive_integer, positive_number
 from amaml_core.inner import InnerProblem
+from amaml_core.mistakes import FailsError
 from amaml_core.ode.scheme import SolverFailedError
 from amaml_core.problem import NOT_FINITE, MetaProblem
 from amaml_core.status import OK, Code, Status
@@ -234,7 +235,9 @@ class MetaGradientMethod(Estimator):
         threads = torch.get_num_threads() if problem.engine == "compiled" and theta.device.type == "cpu" else 1
         for chunk in tasks.chunks(problem.chunk_size):
             groups = [*chunk.chunks(-(-len(chunk) // threads))]
-            done = side_by_side(lambda group: self._attempt(problem, theta, group, run), groups)
+            done = problem.unspoiled(
+                lambda mine, groups=groups: side_by_side(lambda group: self._attempt(mine, theta, group, run), groups)
+            )
             parts += [one for outcomes, _ in done for one in outcomes]
             _add(stats, {key: max(counted[key] for _, counted in done) for _, counted in done for key in counted})
         outcomes, statuses = zip(*parts, strict=True)
@@ -251,7 +254,7 @@ class MetaGradientMethod(Estimator):
                 done, flags = inner.whole(partial(_finished, run), (type(self), repr(self), run.__name__), horizon)
             else:
                 done, flags = _finished(run, inner, horizon)
-        except SolverFailedError as error:
+        except (SolverFailedError, FailsError) as error:
             if len(tasks) > 1:  # one failing task must not take its neighbours along
                 alone = problem.with_engine("eager")  # nothing is compiled for it
                 parts: list[tuple[Outcome, list[Status]]] = []
@@ -260,8 +263,13 @@ class MetaGradientMethod(Estimator):
                     parts += outcomes
                     _add(inner.stats, counted)
                 return parts, inner.stats
-            nan = torch.full_like(inner.start(), math.nan)
             remedy = f"The solver gave up ({error}); shorten the horizon or check the loss."
+            if isinstance(error, FailsError):
+                if inner.fails_at_start():
+                    raise
+                told = first_line(error.__cause__ or error)
+                remedy = f"The model or the loss fails on the task's way ({told}); lower inner_lr, or take more steps."
+            nan = torch.full_like(inner.start(), math.nan)
             gave_up = Doubt(torch.ones_like(horizon, dtype=torch.bool), "diverged", remedy)
             done, flags = _finished(
                 lambda *_: Outcome(nan, horizon, nan[:, 0], nan, nan[:, 0], nan[:, 0], (gave_up,)), inner, horizon

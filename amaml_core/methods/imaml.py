@@ -19,8 +19,8 @@ Variant = Literal["paper-gd", "paper-hf", "official"]
 # the constants of the code that the authors of iMAML published
 OFFICIAL_DAMPING = 1.0
 OFFICIAL_LAM_DAMPING = 10.0
-# ‖∇L_tr + λ(u−θ)‖ / ‖λ(u−θ)‖, two terms that cancel at the optimum, below which u counts as there. Where λ outweighs the
-# curvature it is what a Newton step would add to u−θ, as a share of it, elsewhere more: an error of the gradient's size
+# ‖∇L_tr + λ(u−θ)‖ / ‖λ(u−θ)‖, two terms that cancel at the optimum, below which u counts as there. Where λ outweighs
+# the curvature it is the share that a Newton step would add to u−θ, elsewhere more: an error of the gradient's size
 STATIONARY = 0.05
 
 
@@ -131,8 +131,8 @@ class IMAML(MetaGradientMethod):
 def newton_cg(inner: InnerProblem, *, steps: int, cg_steps: int, tol: float) -> Tensor:
     """Minimise the inner objective from θ by truncated Newton steps with Armijo backtracking, task by task.
 
-    A task is done when ‖∇‖ ≤ tol · (1 + ‖∇ at θ‖), and ≤ ``STATIONARY`` μ‖u−θ‖ where there is a μ. Negative curvature cuts the direction short (Nocedal and Wright
-    2006, alg. 7.1), so that it stays one of descent.
+    A task is done when ‖∇‖ ≤ tol · (1 + ‖∇ at θ‖), and ≤ ``STATIONARY`` μ‖u−θ‖ where there is a μ. Negative curvature
+    cuts the direction short (Nocedal and Wright 2006, alg. 7.1), so that it stays one of descent.
 
     Returns:
         u, ``[B, d]``.

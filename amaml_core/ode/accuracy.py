@@ -22,8 +22,8 @@ def defect(
 ) -> Float[Tensor, " tasks"]:
     """|⟨λ(0), f(θ)⟩ − dJ/dT| as a share of the larger of the two, which along an autonomous flow are one number.
 
-    d/dt ⟨λ, f⟩ = −⟨Jᵀλ, f⟩ + ⟨λ, J f⟩ = 0, and at T it is dJ/dT. No scheme knows of it but through its accuracy. It sees
-    no error across f(θ), and nothing where f(θ) = 0, where it is NaN: a move that rounding hides tells nothing.
+    d/dt ⟨λ, f⟩ = −⟨Jᵀλ, f⟩ + ⟨λ, J f⟩ = 0, and at T it is dJ/dT. No scheme keeps that but by its accuracy. Errors
+    across f(θ) it does not see, and none where f(θ) = 0: where rounding hides the whole move it is NaN.
 
     Args:
         adjoint: λ(0).

@@ -23,10 +23,10 @@ class RK4Step:
     """One step of rk4: (u, f(t, u) ``[B, d]``, t, h ``[B, 1]``, (rtol, atol)) -> (u', f(t+h, u'), judgement ``[2]``).
 
     The slope at the new point, which the next step starts with, gives a third-order solution for comparison (Hairer,
-    Nørsett and Wanner 1993, sec. II.4), which is blind to a kink in f between the first stage and the last: see ``BLIND``. And it gives,
-    against the last stage at the same time, a lower bound of h‖∂f/∂u‖ where
-    it matters: their difference lies in the stiff directions. The third result is (the largest of the tasks' RMS
-    errors in units of the tolerance, the largest h‖∂f/∂u‖ or zero where the step does not tell).
+    Nørsett and Wanner 1993, sec. II.4), which is blind to a kink in f between the first stage and the last: see
+    ``BLIND``. And it gives, against the last stage at the same time, a lower bound of h‖∂f/∂u‖ where it matters: their
+    difference lies in the stiff directions. The third result is (the largest of the tasks' RMS errors in units of the
+    tolerance, the largest h‖∂f/∂u‖ or zero where the step does not tell).
     """
 
     order = 3  # of the solution that the step is compared with
@@ -172,7 +172,7 @@ def adaptive(
     max_steps: int,
     max_stiffness: float,
 ) -> Trajectory:
-    """Solve by "rk43", "rkc2" or "rkg2" with steps that mind the error and the stability of both ways. See ``ode.solve``."""
+    """Solve by one of ours with steps that mind the error and the stability of both ways. See ``ode.solve``."""
     scale, tolerance = horizon.unsqueeze(1), u.new_tensor([rtol, atol])
     grid = torch.linspace(0, 1, num_states + 1, dtype=torch.float64).tolist() if isinstance(num_states, int) else []
     times, states, taken, steps, rejected, s, before, known = [0.0], [u], [], 0, 0, 0.0, 1.0, 0.0

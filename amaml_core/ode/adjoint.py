@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from amaml_core.engine.rule import pieces
 from amaml_core.errors import InputError
 from amaml_core.ode.scheme import EULER, FIXED_GRIDS, HEUN, RK4, NumStates, System, Tableau, Trajectory
-from amaml_core.ode.solve import OURS, check_solver, solve
+from amaml_core.ode.solve import OURS, solve
 
 # Euler takes the Jacobian at the far (left) end: that makes it the exact reverse of forward Euler.
 BACKWARD = {"euler": replace(EULER, c=(1.0,)), "modified_euler": HEUN, "rk4": RK4}

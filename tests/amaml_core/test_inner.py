@@ -81,3 +81,67 @@ def test_other_loss_inside_and_outside(regression):
     )
     assert torch.allclose(inner.loss(u)[0], absolute)
     assert torch.allclose(inner.query_loss(u)[0], regression.query(0)(u[0]))
+
+
+class Normal(nn.Linear):
+    """It raises where the mean is not finite."""
+
+    def forward(self, x):
+        return torch.distributions.Normal(super().forward(x), 1.0)
+
+
+@pytest.mark.parametrize("chunk_size", [1, None])
+def test_a_task_on_whose_way_the_model_raises_has_diverged_alone(chunk_size):
+    torch.manual_seed(0)
+    x, y = torch.randn(4, 5, 3, dtype=torch.float64), torch.randn(4, 5, 1, dtype=torch.float64)
+    hard = x.clone()
+    hard[3] *= 1e100
+    problem = am.MetaProblem(Normal(3, 1).double(), lambda p, t: -p.log_prob(t).mean(), chunk_size=chunk_size)
+    method, theta = am.create_method("maml", inner_steps=4, inner_lr=0.1), problem.initial_parameters()
+    found = method.meta_gradient(problem, theta, am.TaskBatch(hard, y, x, y))
+    assert found.status == ("ok", "ok", "ok", "diverged")
+    assert "lower inner_lr" in found.status[3].remedy
+    right = method.meta_gradient(problem, theta, am.TaskBatch(x, y, x, y)).task_grads
+    assert torch.allclose(found.task_grads[:3], right[:3], rtol=1e-10)
+
+
+def test_what_a_task_raises_at_theta_itself_is_refused():
+    def loss(prediction, target):
+        if bool((target > 100).any()):
+            raise ValueError("no such target")
+        return nn.functional.mse_loss(prediction, target)
+
+    x, y = torch.randn(4, 5, 3), torch.randn(4, 5, 1)
+    y[3] = 1000
+    problem = am.MetaProblem(nn.Linear(3, 1), loss)
+    method = am.create_method("maml", inner_steps=2, inner_lr=0.1)
+    with pytest.warns(am.ModelWarning), pytest.raises(am.InputError, match="no such target"):
+        method.meta_gradient(problem, problem.initial_parameters(), am.TaskBatch(x, y, x, y))
+
+
+@pytest.mark.filterwarnings("ignore::amaml_core.ModelWarning")
+def test_what_a_backward_raises_for_later_tasks_is_one_sentence():
+    """The second derivative of a product of two zeros."""
+
+    class Product(nn.Linear):
+        def forward(self, x):
+            at = torch.zeros(5, 1, dtype=torch.long)
+            return torch.ones(1, 1).scatter_reduce(0, at, super().forward(x), "prod").expand(5, 1)
+
+    x, y = torch.randn(4, 5, 3), torch.randn(4, 5, 1)
+    x[3, :2] = 0
+    problem = am.MetaProblem(Product(3, 1, bias=False), nn.functional.mse_loss)
+    method = am.create_method("maml", inner_steps=2, inner_lr=0.1)
+    with pytest.raises(am.InputError, match=r"fails on these tasks \(RuntimeError.*Double backward"):
+        method.meta_gradient(problem, problem.initial_parameters(), am.TaskBatch(x, y, x, y))
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+def test_a_task_that_diverges_while_anomalies_are_looked_for_has_diverged_alone():
+    x, y = torch.randn(4, 5, 3), torch.randn(4, 5, 1)
+    x[3] = 1e30
+    problem = am.MetaProblem(nn.Linear(3, 1), nn.functional.mse_loss)
+    method = am.create_method("maml", inner_steps=2, inner_lr=0.1)
+    with torch.autograd.set_detect_anomaly(True):
+        found = method.meta_gradient(problem, problem.initial_parameters(), am.TaskBatch(x, y, x, y))
+    assert found.status == ("ok", "ok", "ok", "diverged")

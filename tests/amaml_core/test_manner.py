@@ -344,6 +344,24 @@ def test_ties_at_the_start_are_broken_as_torch_breaks_them(most):
     assert torch.allclose(found, right, atol=1e-6)
 
 
+@pytest.mark.parametrize("most", [torch.max, torch.min, torch.median, torch.nanmedian])
+def test_ties_that_come_up_later_are_broken_as_torch_breaks_them(most):
+    problem, tasks = layered(lambda m, x: m.l(x), loss=lambda p, t: most((p[:, 0] - t[:, 0]).abs()))
+    tasks = am.TaskBatch(*(value.sign() for value in tasks.tensors().values()))
+    reptile = am.create_method("reptile", inner_steps=1, inner_lr=1.0)  # the first gradient itself
+    theta = problem.initial_parameters()
+    with pytest.warns(am.ModelWarning, match="elements that tie"):
+        reptile.meta_gradient(problem, theta, tasks)
+    found = reptile.meta_gradient(problem, torch.zeros_like(theta), tasks).task_grads
+    plain = nn.Linear(3, 4).double()
+    for b in range(3):
+        with torch.no_grad():
+            [p.zero_() for p in plain.parameters()]
+        own = most((plain(tasks.support_x[b])[:, 0] - tasks.support_y[b][:, 0]).abs())
+        right = torch.cat([g.reshape(-1) for g in torch.autograd.grad(own, list(plain.parameters()))])
+        assert torch.allclose(found[b][:16], right, rtol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_a_loss_may_have_another_dtype_than_the_model(dtype):
     problem, tasks = layered(

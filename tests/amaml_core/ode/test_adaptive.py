@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import amaml_core as am
-from amaml_core.ode.adaptive import MAX_STAGES, StabilizedStep, RK4Step
+from amaml_core.ode.adaptive import MAX_STAGES, RK4Step, StabilizedStep
 
 ONE = torch.ones(1, 1, dtype=torch.float64)
 TOLERANCE = torch.tensor([1e-3, 1e-3], dtype=torch.float64)
