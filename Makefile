@@ -10,7 +10,7 @@ QUICK ?=
 ACCEPT ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup peers test test-cuda check graph zoo bench bench-accuracy bench-gpu bench-memory bench-peers bench-time bench-work-precision \
+.PHONY: help setup peers test test-cuda check graph zoo bench bench-accuracy bench-gpu bench-honesty bench-memory bench-peers bench-time bench-work-precision \
 	experiments gate report clean
 
 help: ## list the targets
@@ -57,6 +57,9 @@ bench: $(STAMP) ## the quick sweep and its report
 
 bench-accuracy: $(STAMP) ## gradient accuracy on closed forms and CosMixture
 	$(BIN)/amaml-bench run accuracy $(if $(DEVICE),--device $(DEVICE)) --out $(RESULTS)/accuracy
+
+bench-honesty: $(STAMP) ## whether status and error estimate tell the truth, over random networks
+	$(BIN)/amaml-bench run honesty $(if $(DEVICE),--device $(DEVICE)) --out $(RESULTS)/honesty
 
 bench-memory: $(STAMP) ## peak memory against trajectory length
 	$(BIN)/amaml-bench run memory $(if $(DEVICE),--device $(DEVICE)) --out $(RESULTS)/memory

@@ -36,6 +36,7 @@ from amaml_core.stopping import Stopping
 from amaml_core.tasks import TaskBatch
 
 BUDGET_RTOL = 1e-5  # of which the default budget of gradients is thought
+LIMP = 0.8  # of the limit of stability: from there on a step leaves half of a mode that the flow forgets
 UNTOLD = ("max_evals", "max_stiffness", "estimate_error", "grad_rtol")
 FOUND = (
     "forward",
@@ -341,6 +342,9 @@ class AMAML(MetaGradientMethod):
             if self._states == "accepted":
                 more = "lower rtol" if self.forward == "rk43" else 'lower rtol, or use forward="rk43"'
             remedy = f"The backward {self.backward} steps are unstable for this curvature; {more}."
+            near = solution.stiffness > LIMP * BACKWARD[self.backward].stability
+            limp = f"The backward {self.backward} steps hardly damp what this curvature damps; {more}."
+            return (Doubt(bad, "diverged", remedy), Doubt(near, "inaccurate", limp))
         elif self.target == "flow" and solution.growth is not None:
             bad = ~(solution.growth <= MAX_GROWTH)
             remedy = (

@@ -163,8 +163,9 @@ def _outcome(one: Candidate, memory_bytes: int, tolerance: float) -> str:
         return next(iter(one.failures.values()))[0]
     if math.isnan(one.bytes + one.seconds + one.error):
         return "not measured whole"
-    if "not_converged_tasks" in one.metrics:
-        return "not converged"
+    for code in ("not_converged", "inaccurate"):
+        if f"{code}_tasks" in one.metrics:
+            return code.replace("_", " ")
     return "too far off" if one.error > tolerance else ""
 
 
@@ -205,7 +206,8 @@ def table(found: Sequence[Candidate]) -> Table:
     for one in found:
         numbers = [one.metrics.get(name) for name in ("rel_error_flow", "rel_error_unrolled", "query_loss")]
         failed = sorted({status for status, _ in one.failures.values()})
-        stuck = ["not converged"] * ("not_converged_tasks" in one.metrics)
+        codes = ("not converged", "inaccurate")
+        stuck = [code for code in codes if f"{code.replace(' ', '_')}_tasks" in one.metrics]
         shown.add_row(
             str(one.steps),
             one.name,

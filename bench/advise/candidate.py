@@ -12,7 +12,18 @@ from bench.advise.profile import SEEDS, update_key
 from bench.harness.environment import BUSY_CORES
 from bench.records import Cell, Record
 
-ASKED = ("inner_steps", "inner_lr", "num_states", "forward", "backward", "checkpoint", "segment", "variant")
+FOUND = ("num_states", "forward", "backward", "checkpoint")  # by the method itself where it is given grad_rtol
+ASKED = (
+    "inner_steps",
+    "inner_lr",
+    "num_states",
+    "forward",
+    "backward",
+    "checkpoint",
+    "segment",
+    "variant",
+    "grad_rtol",
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,9 @@ class Candidate:
         """The method and what distinguishes it."""
         options = self.cell.options
         parts = [f"{self.cell.method}{' ' + options['variant'] if 'variant' in options else ''}"]
-        if self.cell.method == "amaml":
+        if "grad_rtol" in options:
+            parts.append(f"grad_rtol={options['grad_rtol']:g}")
+        elif self.cell.method == "amaml":
             parts += [f"{options['num_states']} states", options["backward"]]
         if options.get("checkpoint"):
             parts.append("checkpoints")
@@ -56,7 +69,9 @@ class Candidate:
     @property
     def call(self) -> str:
         """What makes the method."""
-        asked = [f"{name}={self.cell.options[name]!r}" for name in ASKED if self.cell.options.get(name) is not None]
+        options = self.cell.options
+        names = [name for name in ASKED if "grad_rtol" not in options or name not in FOUND]
+        asked = [f"{name}={options[name]!r}" for name in names if options.get(name) is not None]
         quoted = f'"{self.cell.method}"'
         return f"am.create_method({', '.join([quoted, *asked])})"
 

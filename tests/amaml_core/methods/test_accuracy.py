@@ -77,6 +77,19 @@ def test_a_wrong_gradient_is_not_ok(start, inner, outer, horizon, steps, options
     assert found.status[0].remedy
 
 
+def test_steps_that_hardly_damp_are_looked_into():
+    """⟨λ, f⟩ says nothing of a fast mode at rest, of which ten steps at the limit of stability leave a share."""
+    outer = lambda u: u[0] + 20 * u[1]  # noqa: E731
+    options = {"forward": "rk4", "backward": "rk4"}
+    found = run([1.0, 0.0], quadratic(0.5, 25), outer, 1.0, 10, **options)
+    assert float(found.defect) < 1e-3
+    assert float(found.grad[1]) > 0.1  # exact: 20 e^(-25)
+    assert found.status[0] == "inaccurate"
+    fine = run([1.0, 0.0], quadratic(0.5, 25), outer, 1.0, 40, **options)
+    assert fine.status[0] == "ok"
+    assert float(fine.grad[1]) == pytest.approx(0.0, abs=1e-3)
+
+
 @pytest.mark.parametrize("unasked", [None, False])
 def test_the_defect_alone_tells_too(unasked):
     found = run([10.0], quartic, torch.sum, 2.0, 200, estimate_error=unasked)

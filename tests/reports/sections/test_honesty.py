@@ -1,0 +1,29 @@
+from reports.evidence import Evidence
+from reports.load import tabulate
+from reports.sections import honesty
+
+COUNTED = {"draws": 9, "near_draws": 8, "alarmed_draws": 2, "ok_draws": 6, "missed_draws": 3, "estimated_draws": 4}
+
+
+def made(make, kind, **more):
+    options = {"inner_steps": 10, "inner_lr": 0.05, "forward": "rk4", "backward": "rk4", "num_states": 10}
+    about = {"problem": "networks", "problem_options": {"kind": kind}, "method": "amaml", "options": options}
+    return make("honesty", sweep="honesty", metrics=COUNTED | {"exceeded_draws": 1} | more, **about)
+
+
+def test_shares_are_of_what_they_are_shares_of(make):
+    section = honesty.section(Evidence(tabulate([made(make, "mlp")])))
+    (row,) = section.tables[0].rows
+    assert row[2:] == ["9", "66.7% (6 of 9)", "50.0% (3 of 6)", "25.0% (1 of 4)", "25.0% (2 of 8)"]
+
+
+def test_the_finding_is_of_smooth_networks(make):
+    evidence = Evidence(tabulate([made(make, "mlp", missed_draws=0), made(make, "relu")]))
+    (finding,) = honesty.section(evidence).findings
+    assert "9 draws" in finding
+    assert "0.0% (0 of 6)" in finding
+
+
+def test_without_records_it_is_only_named(make):
+    section = honesty.section(Evidence(tabulate([make()])))
+    assert (section.tables, section.findings) == ([], [])
