@@ -142,6 +142,7 @@ def _compare(problem: MetaProblem, plain: Plain, u: Tensor, tasks: TaskBatch) ->
     near, sloped, curved = TOLERANCE.get(u.dtype, TOLERANCE[torch.float32])
     mine = copy.copy(problem)
     mine.inner_loss, mine.outer_loss, mine._looked = *plain.losses, Looked(all_tasks=True)
+    mine._handed = None  # the plain module's own buffers, which its calls may write to, are nobody's
     start = beside(u, 1e-3)
     inner = InnerProblem(mine, start, tasks)
     found = inner.gradient(inner.start()), inner.query_gradient(inner.start())[1]

@@ -14,7 +14,7 @@ from amaml_core.ode.accuracy import FINER, INACCURATE, SUSPICIOUS, distance
 from amaml_core.ode.adaptive import RK4Step
 from amaml_core.status import OK, Status
 
-MOST = 8  # doublings of the resolution
+MOST = 6  # doublings of the resolution
 AIMED = 0.3  # share of the tolerated error that a setting is kept for: other updates have other errors
 
 

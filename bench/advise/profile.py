@@ -97,8 +97,8 @@ def plan_cells(
     """All methods at these trajectory lengths: the allocator's peak, the time and the error of each.
 
     ``amaml`` comes as in the paper, a state a step, as rk4 both ways on a quarter of that, whose cost no kink in the
-    loss can drive up, and with steps that it finds itself. The three cells of a method follow each other, so that whenever the time is over there are
-    methods that were measured whole.
+    loss can drive up, and with steps that it finds itself. The three cells of a method follow each other, so that
+    whenever the time is over there are methods that were measured whole.
     """
     grids = [
         Grid(

@@ -35,9 +35,9 @@ def section(evidence: Evidence) -> Section:
         "Do status and error estimate tell the truth?",
         "amaml-bench run honesty",
         "Random small networks, fresh, meta-trained and near an optimum, over horizons from 0.5 to 20. The truth is "
-        "SciPy's DOP853 there and back; for ReLU networks, whose flow has kinks, it is gradient descent in 4,000 steps. "
-        "False alarms: of the gradients within 1 %, those that are not told to be ok. A gradient across kinks is told "
-        "to be inaccurate on purpose: it is the almost-everywhere derivative, not that of the flow.",
+        "SciPy's DOP853 there and back; for ReLU networks, whose flow has kinks, it is gradient descent in 4,000 "
+        "steps. False alarms: of the gradients within 1 %, those that are not told to be ok. A gradient across kinks "
+        "is told to be inaccurate on purpose: it is the almost-everywhere derivative, not that of the flow.",
         shown,
         findings=_findings(rows),
     )
@@ -78,6 +78,6 @@ def _findings(rows: pd.DataFrame) -> list[str]:
     total = smooth[list(COUNTS)].sum()
     return [
         f"On {total.draws:.0f} draws of smooth networks {_share(total.missed_draws, total.ok_draws)} of the gradients "
-        f'told "ok" are more than 10 % off, and {_share(total.alarmed_draws, total.near_draws)} of those within 1 % are '
-        "not told so."
+        f'told "ok" are more than 10 % off, and {_share(total.alarmed_draws, total.near_draws)} of those within 1 % '
+        "are not told so."
     ]

@@ -19,8 +19,7 @@ def cost(out):
     return out.stats["grad_evals"] + 2 * out.stats["hvp_evals"]
 
 
-@pytest.mark.parametrize("horizon", [0.5, 4.0, 20.0])
-@pytest.mark.parametrize("grad_rtol", [1e-1, 1e-2, 1e-3, 1e-4])
+@pytest.mark.parametrize(("horizon", "grad_rtol"), [(0.5, 1e-1), (0.5, 1e-3), (4.0, 1e-2), (4.0, 1e-4)])
 def test_the_tolerance_is_met_and_what_it_took_is_kept(case, flow_gradient, grad_rtol, horizon):
     exact = flow_gradient(case, horizon).mean(0)
     asked = method(grad_rtol, horizon)
