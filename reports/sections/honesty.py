@@ -33,7 +33,7 @@ def section(evidence: Evidence) -> Section:
     return Section(
         "honesty",
         "Do status and error estimate tell the truth?",
-        "amaml-bench run honesty",
+        "bench-honesty",
         "Random small networks, fresh, meta-trained and near an optimum, over horizons from 0.5 to 20. The truth is "
         "SciPy's DOP853 there and back; for ReLU networks, whose flow has kinks, it is gradient descent in 4,000 "
         "steps. False alarms: of the gradients within 1 %, those that are not told to be ok. A gradient across kinks "
