@@ -224,6 +224,9 @@ class MetaGradientMethod(Estimator):
         if isinstance(meta, Mapping) and set(meta) != {"theta"}:
             raise InputError(f"{self.name} learns only theta; the meta-parameters hold {', '.join(meta) or 'nothing'}.")
         theta = meta["theta"] if isinstance(meta, Mapping) else meta
+        if not isinstance(problem, MetaProblem) or not isinstance(theta, Tensor):
+            given = type(problem).__name__, type(theta).__name__
+            raise InputError(f"Pass a MetaProblem and theta as a tensor, not a {given[0]} and a {given[1]}.")
         problem.check_theta(theta, values=not theta.is_cuda)  # there it is told at the end, if anything is not finite
         if tasks.horizon is not None and tasks.horizon.dtype != theta.dtype:
             raise InputError(

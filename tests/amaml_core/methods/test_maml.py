@@ -76,3 +76,10 @@ def test_each_task_has_its_own_horizon(case, name):
 def test_a_bad_segment_is_refused(segment):
     with pytest.raises(am.InputError, match=f"segment={segment!r}"):
         am.create_method("remat-maml", inner_steps=2, inner_lr=0.1, segment=segment)
+
+
+def test_what_is_no_problem_or_no_tensor_is_refused(regression):
+    method = am.create_method("maml", inner_steps=2, inner_lr=0.05)
+    for problem, theta in [(regression.model, regression.theta), (regression.problem, regression.theta.numpy())]:
+        with pytest.raises(am.InputError, match="as a tensor"):
+            method.meta_gradient(problem, theta, regression.tasks)
