@@ -111,8 +111,7 @@ class Cleared:
 
 def cleared(out: MetaGradient, known: Cleared) -> MetaGradient | None:
     """A doubtful gradient with the status that was found before; None where it must be looked at anew."""
-    codes = {status for status in out.status if status != "ok"}
-    if not known.left or codes != {"inaccurate"} or largest_defect(out) > max(SUSPICIOUS, 2 * known.defect):
+    if not known.left or not _by_defect(out) or largest_defect(out) > max(SUSPICIOUS, 2 * known.defect):
         return None
     return replace(out, status=tuple(known.status if status == "inaccurate" else OK for status in out.status))
 
@@ -120,10 +119,17 @@ def cleared(out: MetaGradient, known: Cleared) -> MetaGradient | None:
 def clearing(before: MetaGradient, after: MetaGradient) -> Cleared | None:
     """What an estimate that was made of ``before`` says of the next updates; None where it says nothing."""
     found = {two for one, two in zip(before.status, after.status, strict=True) if one == "inaccurate"}
-    if len(found) != 1 or set(before.status) - {"ok", "inaccurate"}:
+    if len(found) != 1 or not _by_defect(before):
         return None
-    status = next(two for one, two in zip(before.status, after.status, strict=True) if one == "inaccurate")
-    return Cleared(RECHECKED, largest_defect(before), status)
+    return Cleared(RECHECKED, largest_defect(before), found.pop())
+
+
+def _by_defect(out: MetaGradient) -> bool:
+    """Whether defects are all that is in doubt: of anything else another update may say the same, and mean more."""
+    defects = _shown(out).tolist()
+    return all(
+        one == "ok" or (one == "inaccurate" and d > SUSPICIOUS) for one, d in zip(out.status, defects, strict=True)
+    )
 
 
 def largest_defect(out: MetaGradient) -> float:

@@ -37,17 +37,9 @@ from amaml_core.tasks import TaskBatch
 
 BUDGET_RTOL = 1e-5  # of which the default budget of gradients is thought
 LIMP = 0.8  # of the limit of stability: from there on a step leaves half of a mode that the flow forgets
-UNTOLD = ("max_evals", "max_stiffness", "estimate_error", "grad_rtol")
-FOUND = (
-    "forward",
-    "backward",
-    "num_states",
-    "checkpoint",
-    "rtol",
-    "atol",
-    "max_stiffness",
-    "estimate_error",
-)  # where grad_rtol is given
+UNTOLD = ("max_evals", "max_stiffness", "estimate_error", "grad_rtol")  # among the options where they are not given
+# what is found where grad_rtol is given
+FOUND = {"forward", "backward", "num_states", "checkpoint", "rtol", "atol", "max_stiffness", "estimate_error"}
 LEAST_EPS = 1e-4  # of a dtype that can follow a flow: the steps of one rounded off more coarsely are lost
 
 
@@ -60,10 +52,10 @@ class AMAML(MetaGradientMethod):
 
     Attributes:
         forward: "dopri5", any other torchdiffeq solver, "euler", "heun", "rk4" on ``num_states`` equal steps, or
-            with adaptive steps "rk43", which minds the stability of the way back too, and "rkc2", which is stabilised
-            for long horizons.
+            with adaptive steps "rk43", which minds the stability of the way back too, and "rkg2" or "rkc2", which are
+            stabilised for long horizons.
         backward: "modified_euler", "euler", "rk4" along the tracked states; "discrete": the forward solver's own steps
-            are differentiated (fixed grids, or "rk43" and "rkc2" with "accepted"); "backsolve" tracks no states.
+            are differentiated (fixed grids, or "rk43", "rkg2" and "rkc2" with "accepted"); "backsolve" tracks no states.
         num_states: K equal intervals of each task's [0, T_b], ``inner_steps`` where none is given; "accepted": the
             forward solver's own steps, so that ``rtol`` governs both.
         checkpoint: "sqrt": only every √K-th state is kept, the others are computed again on the way back, for the
@@ -75,6 +67,12 @@ class AMAML(MetaGradientMethod):
         max_evals: gradients that an adaptive way out may take; where they do not suffice, as with the kinks of ReLU or
             max-pooling, rk4 goes the way in equal steps and the tasks are "not_converged". None: ten an inner step and
             50 more, and the more the lower ``rtol`` is.
+        max_stiffness: the largest h‖∂f/∂u‖ of a step of "rk43", "rkg2" or "rkc2"; None: what the schemes bear.
+        estimate_error: whether a flow's gradient comes with its ``error_estimate``, for about half its price again.
+            None: where its defect or an unstable step leaves a doubt, once in ``accuracy.RECHECKED`` updates where it
+            is the defect. False: never, and doubts are told as they are.
+        grad_rtol: of the gradient itself, ‖grad − the flow's‖ / ‖grad‖ as estimated; scheme, states and tolerances are
+            then found, kept for the next updates on the same problem object, and looked at again every so many.
     """
 
     forward: str = "dopri5"

@@ -8,6 +8,8 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import torch
+
 from amaml_core.methods.accuracy import RECHECKED, add_costs, alike, judged, largest_defect
 from amaml_core.methods.base import MetaGradient
 from amaml_core.ode.accuracy import FINER, INACCURATE, SUSPICIOUS, distance
@@ -53,6 +55,7 @@ class Setting:
         left: updates that it is trusted for.
         defect: the largest that is to be expected, by that of a gradient whose error was estimated.
         kinked: whether that was told to come from kinks.
+        short: what is told of all tasks where the tolerance could not be met.
     """
 
     scheme: Scheme
@@ -60,6 +63,7 @@ class Setting:
     left: int = 0
     defect: float = 0.0
     kinked: bool = False
+    short: Status | None = None
 
 
 def options(setting: Setting, grad_rtol: float, inner_steps: int, eps: float) -> dict[str, Any]:
@@ -105,8 +109,8 @@ def refined(
         out = at(known)
         if largest_defect(out) <= max(SUSPICIOUS, 2 * known.defect) and "diverged" not in out.status:
             kept[key] = replace(known, left=known.left - 1)
-            cleared = out.status if known.kinked else (OK if one == "inaccurate" else one for one in out.status)
-            return replace(out, status=tuple(cleared))
+            status = out.status if known.kinked else (OK if one == "inaccurate" else one for one in out.status)
+            return replace(out, status=tuple(known.short if known.short and one == "ok" else one for one in status))
         add_costs(costs, out.stats)
     found = _search(at, known, grad_rtol, costs)
     if found.out.stats.get("budgets_spent"):
@@ -147,22 +151,23 @@ def _search(
         met = met and (better is not None or growths[-1] >= FINER)
         spent = scheme.doubling and out.stats.get("budgets_spent")
         dear = better is not None and _price(out) > _price(better.out)
-        if met or spent or dear or doublings >= first.doublings + MOST:
+        lost = scheme.doubling and not bool(torch.isfinite(out.grad).all())  # smaller steps will not bring it back
+        if met or spent or dear or lost or doublings >= first.doublings + MOST:
             break
         before, doublings = before if better else out, doublings + 1
     same = alike(before.defect, out.defect) if better else alike(out.defect, before.defect)
     out = judged(out, each, same, lambda _: "raise grad_rtol, or shorten the horizon")
+    short = None
     if not met:
-        short = Status(
-            "inaccurate", f"grad_rtol={grad_rtol:g} was not met: about {float(error):.1e} is left; raise it."
-        )
+        told = f"grad_rtol={grad_rtol:g} was not met: about {float(error):.1e} is left; raise it."
+        short = Status("inaccurate", told)
         out = replace(out, status=tuple(short if status == "ok" else status for status in out.status))
     # it may be so coarse that a good part of the error allowed is to be expected
     spare = math.log2(AIMED * grad_rtol / float(error)) / scheme.order if 0 < error <= AIMED * grad_rtol else 0.0
     kinked = bool((same & (each <= INACCURATE)).any()) and largest_defect(out) > SUSPICIOUS
     spare = min(spare, 1.0)
     coarser = largest_defect(out) * (1.0 if kinked else 2.0 ** (scheme.order * spare))
-    kept = Setting(scheme, doublings - spare, RECHECKED, coarser, kinked)
+    kept = Setting(scheme, doublings - spare, RECHECKED, coarser, kinked, short)
     return Found(out, met, kept, growths[0])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,7 @@ from amaml_core.ode.adjoint import (
     discrete,
     tracked,
 )
-from amaml_core.ode.scheme import FIXED_GRIDS, NumStates, System
+from amaml_core.ode.scheme import FIXED_GRIDS, NumStates, SolverFailedError, System
 from amaml_core.ode.solve import ADAPTIVE, check_solver, solve
 from amaml_core.status import OK, Status
 
@@ -159,11 +160,15 @@ def adjoint_gradient(
     if estimate_error or (estimate_error is None and finite and (unstable or share > SUSPICIOUS)):
         order = ADAPTIVE.get(forward, FIXED_GRIDS[forward].order if forward in FIXED_GRIDS else 2)
         order = min(order, BACKWARD[backward].order) if backward in BACKWARD else order
-        coarse = once(0.5)
-        error = richardson(order) * float(distance(found.adjoint, coarse.adjoint, found.adjoint))
-        if error > INACCURATE or found.steps < FINER * coarse.steps:
-            fine = once(2.0)
-            error = float(distance(found.adjoint, fine.adjoint, fine.adjoint)) / (1 - 2.0**-order)
+        error = math.inf  # also where the others cannot be had: what was found is handed out all the same
+        with suppress(SolverFailedError):
+            coarse = once(0.5)
+            if found.steps >= FINER * coarse.steps:
+                error = richardson(order) * float(distance(found.adjoint, coarse.adjoint, found.adjoint))
+        with suppress(SolverFailedError):
+            if error > INACCURATE:
+                fine = once(2.0)
+                error = float(distance(found.adjoint, fine.adjoint, fine.adjoint)) / (1 - 2.0**-order)
     status = _status(finite, unstable, share, error)
     return AdjointGradient(found.end.reshape(shape), found.adjoint.reshape(shape), status, share, error)
 
@@ -197,7 +202,8 @@ def _status(finite: bool, unstable: bool, defect: float, error: float | None) ->
     if not finite or (unstable and (error is None or error > INACCURATE)):
         return Status("diverged", f"The solve is unstable or left the finite numbers; {remedy}")
     if error is not None and error > INACCURATE:
-        return Status("inaccurate", f"The gradient is about {error:.0%} off; {remedy}")
+        off = f"about {error:.0%} off" if math.isfinite(error) else "off by what could not be estimated"
+        return Status("inaccurate", f"The gradient is {off}; {remedy}")
     if defect > SUSPICIOUS:
         return Status(
             "inaccurate",

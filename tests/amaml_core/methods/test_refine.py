@@ -88,9 +88,26 @@ def test_a_kink_ends_in_a_word_not_in_a_search_without_end():
 def test_what_cannot_be_met_is_told(regression):
     single = am.MetaProblem(nn.Linear(2, 1), regression.loss)
     tasks = regression.tasks.to(dtype=torch.float32)
-    found = method(1e-9).meta_gradient(single, single.initial_parameters(), tasks)
-    assert set(found.status) == {"inaccurate"}
-    assert all("1e-09" in status.remedy for status in found.status)
+    theta = single.initial_parameters()
+    for _ in range(2):  # also while the setting is kept
+        found = method(1e-9).meta_gradient(single, theta, tasks)
+        assert set(found.status) == {"inaccurate"}
+        assert all("1e-09" in status.remedy for status in found.status)
+
+
+def test_a_flow_that_explodes_is_not_searched_for_long():
+    calls = []
+
+    def loss(prediction, target):  # u' = u² leaves the finite numbers
+        calls.append(1)
+        return -(prediction**3).sum() / 3
+
+    problem = am.MetaProblem(nn.Linear(1, 1, bias=False).double(), loss)
+    one = torch.ones(1, 1, 1, dtype=torch.float64)
+    theta = torch.ones(1, dtype=torch.float64)
+    found = method(1e-3, 5.0).meta_gradient(problem, theta, am.TaskBatch(one, one, one, one))
+    assert found.status[0] == "diverged"
+    assert len(calls) < 20_000
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import amaml_core as am
+from amaml_core.ode import vector_field
 
 ONE = torch.ones(1, dtype=torch.float64)
 
@@ -75,3 +76,19 @@ def test_growth_that_is_the_systems_own_is_ok():
     found = am.adjoint_gradient(decay(-3.0), ONE, 1.0, torch.ones_like, 100, forward="rk4", backward="discrete")
     assert float(found.grad) == pytest.approx(math.exp(3), rel=1e-4)
     assert found.status == "ok"
+
+
+def test_what_was_found_is_not_lost_where_its_estimate_fails(monkeypatch):
+    calls, solve = [], vector_field.solve
+
+    def once(*arguments, **options):
+        calls.append(1)
+        if len(calls) > 1:
+            raise am.SolverFailedError("gave up")
+        return solve(*arguments, **options)
+
+    monkeypatch.setattr(vector_field, "solve", once)
+    found = am.adjoint_gradient(decay(1.0), ONE, 1.0, lambda u: u, 50, estimate_error=True)
+    assert float(found.grad) == pytest.approx(math.exp(-2), rel=1e-3)
+    assert found.status == "inaccurate"
+    assert found.error_estimate == math.inf
