@@ -55,7 +55,7 @@ class AMAML(MetaGradientMethod):
             with adaptive steps "rk43", which minds the stability of the way back too, and "rkg2" or "rkc2", which are
             stabilised for long horizons.
         backward: "modified_euler", "euler", "rk4" along the tracked states; "discrete": the forward solver's own steps
-            are differentiated (fixed grids, or "rk43", "rkg2" and "rkc2" with "accepted"); "backsolve" tracks no states.
+            are differentiated (fixed grids, or ours with "accepted"); "backsolve" tracks no states.
         num_states: K equal intervals of each task's [0, T_b], ``inner_steps`` where none is given; "accepted": the
             forward solver's own steps, so that ``rtol`` governs both.
         checkpoint: "sqrt": only every √K-th state is kept, the others are computed again on the way back, for the
