@@ -90,11 +90,23 @@ METRICS: dict[str, Metric] = {
     "draws": Metric("1", "neither", "counter_key", "networks that a setting was tried on"),
     "near_draws": Metric("1", "neither", "counter_key", "draws whose gradient is within 1 %"),
     "far_draws": Metric("1", "neither", "counter_key", "draws whose gradient is more than 10 % off"),
-    "alarmed_draws": Metric("1", "lower", "counter_key", "draws within 1 % that are not told to be ok"),
+    "alarmed_draws": Metric("1", "lower", "counter_key", "draws within 1 % that are not told to be ok, kinks apart"),
+    "kinked_draws": Metric("1", "neither", "counter_key", "draws of a loss with kinks that are told to go across them"),
     "ok_draws": Metric("1", "neither", "counter_key", "draws told to be ok"),
     "missed_draws": Metric("1", "lower", "counter_key", "draws told to be ok that are more than 10 % off"),
     "estimated_draws": Metric("1", "neither", "counter_key", "draws told to be ok with an estimate of their error"),
     "exceeded_draws": Metric("1", "lower", "counter_key", "of these, whose error is above 3 times the estimate"),
+    "reference_mismatch": Metric(
+        "1", "lower", "counter_key", "of references from central differences, relative to them"
+    ),
+    "met_draws": Metric(
+        "1", "higher", "counter_key", "updates whose gradient is within the grad_rtol that was asked for"
+    ),
+    "unmet_told_draws": Metric("1", "neither", "counter_key", "updates that are not within it and are told so"),
+    "price": Metric("1", "lower", "counter_key", "of a first update, in gradients of the inner loss"),
+    "next_price": Metric("1", "lower", "counter_key", "of the update after that, likewise"),
+    "rel_error": Metric("1", "lower", "counter_key", "relative error of a first update, to the gradient of the flow"),
+    "next_rel_error": Metric("1", "lower", "counter_key", "relative error of that update's gradient"),
     "not_converged_tasks": Metric("1", "lower", "counter_key", "tasks whose solver stopped short of its tolerance"),
     "inaccurate_tasks": Metric("1", "lower", "counter_key", "tasks whose gradient is told to be inaccurate"),
 }

@@ -16,7 +16,7 @@ from amaml_core.methods.base import MetaGradient
 from amaml_core.ode.accuracy import FINER, INACCURATE, SUSPICIOUS, distance, richardson
 from amaml_core.status import OK, Status
 
-SAME = 1.3  # a defect that another resolution changes by no more than this is no error of the solve
+SAME = 2.0  # a mismatch that half the steps make no smaller than so many times is no error of the solve, but a jump
 RECHECKED = 20  # updates after which what was found is looked at again
 COSTS = ("grad_evals", "hvp_evals", "linearizations")
 KINKS = (
@@ -42,7 +42,8 @@ def estimated(
     Args:
         out: the gradient.
         again: factor -> the gradient at so many times the resolution; None where there is none so coarse.
-        order: of the method, for Richardson's factor 1/(2^order − 1), of which no more is believed than a half.
+        order: of the method, for Richardson's factor 1/(2^order − 1), of which no more is believed than a half; across
+            kinks no method has more than the first.
         overrule: whether a small estimate clears what was found unstable on the way.
         remedy: error -> what helps against it.
     """
@@ -51,15 +52,17 @@ def estimated(
         estimate = torch.full_like(out.query_loss, math.inf)
         same = torch.zeros_like(estimate, dtype=torch.bool)
     else:
-        estimate = richardson(order) * distance(out.task_grads, coarse.task_grads, out.task_grads)
-        same = alike(out.defect, coarse.defect)
+        same = across_kinks(out, coarse)
+        share = torch.where(same, richardson(1), richardson(order))
+        estimate = share * distance(out.task_grads, coarse.task_grads, out.task_grads)
         if _steps(out) < FINER * _steps(coarse):  # stability decides on them, so that the two may well be the same
             estimate = torch.full_like(estimate, math.inf)
     far = estimate > INACCURATE
     if bool(far.any()) and (fine := again(2.0)) is not None:
         others.append(fine)
-        closer = distance(out.task_grads, fine.task_grads, fine.task_grads) / (1 - 2.0**-order)
-        estimate, same = torch.where(far, closer, estimate), torch.where(far, alike(fine.defect, out.defect), same)
+        same = torch.where(far, across_kinks(fine, out), same)
+        closer = distance(out.task_grads, fine.task_grads, fine.task_grads) / (1 - 2.0 ** -torch.where(same, 1, order))
+        estimate = torch.where(far, closer, estimate)
     stats = dict(out.stats)
     for other in others:
         add_costs(stats, {} if other is None else other.stats)
@@ -69,20 +72,18 @@ def estimated(
 def judged(
     out: MetaGradient,
     estimate: Float[Tensor, " tasks"],
-    same: Bool[Tensor, " tasks"],
+    kinked: Bool[Tensor, " tasks"],
     remedy: Callable[[float], str],
     *,
     overrule: bool = True,
 ) -> MetaGradient:
     """A gradient with this estimate of its error and the status that follows; for arguments see ``estimated``.
 
-    ``same``: whether the defect is one that another resolution leaves as it is.
+    ``kinked``: whether the trajectory is ``across_kinks``.
     """
-    each = zip(out.status, estimate.tolist(), _shown(out).tolist(), same.tolist(), strict=True)
-    status = tuple(
-        _verdict(one, error, shown if kept and shown > SUSPICIOUS else 0.0, overrule, remedy)
-        for one, error, shown, kept in each
-    )
+    kinks = torch.where(kinked, _shown(out), 0.0)
+    each = zip(out.status, estimate.tolist(), kinks.tolist(), strict=True)
+    status = tuple(_verdict(one, error, jump, overrule, remedy) for one, error, jump in each)
     return replace(out, status=status, error_estimate=estimate)
 
 
@@ -118,16 +119,18 @@ def cleared(out: MetaGradient, known: Cleared) -> MetaGradient | None:
 
 def clearing(before: MetaGradient, after: MetaGradient) -> Cleared | None:
     """What an estimate that was made of ``before`` says of the next updates; None where it says nothing."""
-    found = {two for one, two in zip(before.status, after.status, strict=True) if one == "inaccurate"}
-    if len(found) != 1 or not _by_defect(before):
+    pairs = list(zip(before.status, after.status, strict=True))
+    found = {two for one, two in pairs if one == "inaccurate"} or {OK}
+    worse = any(one == "ok" and two != "ok" for one, two in pairs)
+    if len(found) != 1 or worse or not _by_defect(before):
         return None
     return Cleared(RECHECKED, largest_defect(before), found.pop())
 
 
 def _by_defect(out: MetaGradient) -> bool:
     """Whether defects are all that is in doubt: of anything else another update may say the same, and mean more."""
-    defects = _shown(out).tolist()
-    return all(
+    defects = [] if out.defect is None else out.defect.tolist()
+    return not any(map(math.isnan, defects)) and all(
         one == "ok" or (one == "inaccurate" and d > SUSPICIOUS) for one, d in zip(out.status, defects, strict=True)
     )
 
@@ -159,11 +162,11 @@ def _shown(out: MetaGradient) -> Tensor:
     return torch.zeros_like(out.query_loss) if out.defect is None else torch.nan_to_num(out.defect)
 
 
-def alike(fine: Tensor | None, coarse: Tensor | None) -> Bool[Tensor, " tasks"]:
-    """Whether twice the resolution leaves a defect as it is: an error of the solve it would make smaller."""
-    assert fine is not None
-    assert coarse is not None
-    return coarse < SAME * fine
+def across_kinks(fine: MetaGradient, coarse: MetaGradient) -> Bool[Tensor, " tasks"]:
+    """Whether twice the resolution leaves a mismatch as it is: an error of the solve it would make smaller."""
+    assert fine.mismatch is not None
+    assert coarse.mismatch is not None
+    return (_shown(fine) > SUSPICIOUS) & (coarse.mismatch < SAME * fine.mismatch)
 
 
 def _verdict(status: Status, error: float, kinked: float, overrule: bool, remedy: Callable[[float], str]) -> Status:

@@ -17,7 +17,7 @@ from amaml_core.methods.accuracy import cleared, clearing, doubtful, estimated, 
 from amaml_core.methods.base import Adaptation, Doubt, MetaGradient, MetaGradientMethod, Outcome, Target
 from amaml_core.methods.refine import BOTH_WAYS, Setting, options, refined
 from amaml_core.ode.accuracy import SUSPICIOUS, defect
-from amaml_core.ode.adaptive import BEARS, MARGIN
+from amaml_core.ode.adaptive import BEARS, FAMILIES, MARGIN
 from amaml_core.ode.adjoint import (
     BACKWARD,
     MAX_GROWTH,
@@ -69,8 +69,8 @@ class AMAML(MetaGradientMethod):
             50 more, and the more the lower ``rtol`` is.
         max_stiffness: the largest h‖∂f/∂u‖ of a step of "rk43", "rkg2" or "rkc2"; None: what the schemes bear.
         estimate_error: whether a flow's gradient comes with its ``error_estimate``, for about half its price again.
-            None: where its defect or an unstable step leaves a doubt, once in ``accuracy.RECHECKED`` updates where it
-            is the defect. False: never, and doubts are told as they are.
+            None: where its defect or an unstable step leaves a doubt, and where steps are differentiated; once in
+            ``accuracy.RECHECKED`` updates where no step is unstable. False: never, and doubts are told as they are.
         grad_rtol: of the gradient itself, ‖grad − the flow's‖ / ‖grad‖ as estimated; scheme, states and tolerances are
             then found, kept for the next updates on the same problem object, and looked at again every so many.
     """
@@ -170,7 +170,9 @@ class AMAML(MetaGradientMethod):
 
             return refined(at, self.grad_rtol, kept_of(problem), self)
         out = super().meta_gradient(problem, meta, tasks)
-        if self.target != "flow" or self.estimate_error is False or not (self.estimate_error or doubtful(out)):
+        # the defect of a solve that is itself differentiated sees too little to go by
+        wanted = self.estimate_error or self.backward == "discrete" or doubtful(out)
+        if self.target != "flow" or self.estimate_error is False or not wanted:
             return out
         kept, key = kept_of(problem), (estimated, self)
         if self.estimate_error is None and key in kept and (trusted := cleared(out, kept[key])):
@@ -226,6 +228,8 @@ class AMAML(MetaGradientMethod):
 
     @property
     def _order(self) -> int:
+        if self.forward in FAMILIES:  # its steps are chosen where λ is far from that order
+            return 1
         fixed = FIXED_GRIDS.get(self.forward)
         way_out = ADAPTIVE.get(self.forward, fixed.order if fixed else 2)
         return min(way_out, BACKWARD[self.backward].order) if self.backward in BACKWARD else way_out
@@ -314,8 +318,8 @@ class AMAML(MetaGradientMethod):
                 "⟨λ, f⟩ is not the same at both ends (defect {:.0%}), as of too few steps or of kinks (ReLU, "
                 "max-pooling); estimate_error=True tells how far off the gradient is."
             )
-            doubts += (Doubt(missed > SUSPICIOUS, "inaccurate", remedy, missed),)
-        return Outcome(end, horizon, loss, grads, horizon_grad, missed, doubts)
+            doubts += (Doubt(missed.share > SUSPICIOUS, "inaccurate", remedy, missed.share),)
+        return Outcome(end, horizon, loss, grads, horizon_grad, *(missed or (None, None)), doubts)
 
     def _spent(self, inner: InnerProblem, horizon: Tensor) -> tuple[Doubt, ...]:
         """What is told of tasks that ended well, but on steps of rk4 and not on the solver's own."""

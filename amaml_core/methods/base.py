@@ -65,6 +65,7 @@ class MetaGradient(Adaptation):
         horizon_grad: dJ_b/dT_b, ``[B]``, for the methods whose target is the flow.
         defect: for these methods, ``[B]``, how far ⟨λ(0), f(θ)⟩ and dJ_b/dT_b are apart as a share of the larger, which
             along a flow are the same; see ``accuracy.defect``.
+        mismatch: the distance itself, ``[B]``.
         error_estimate: for these methods, ``[B]``, of ‖task_grads − the flow's‖ / ‖task_grads‖; None where there was
             no need for it and nobody asked.
     """
@@ -73,6 +74,7 @@ class MetaGradient(Adaptation):
     grads: dict[str, Tensor]
     horizon_grad: Float[Tensor, " tasks"] | None = None
     defect: Float[Tensor, " tasks"] | None = None
+    mismatch: Float[Tensor, " tasks"] | None = None
     error_estimate: Float[Tensor, " tasks"] | None = None
 
     @property
@@ -108,6 +110,7 @@ class Outcome:
         task_grads: ``[B, d]``; None after mere adaptation.
         horizon_grad: ``[B]``, or None where it means nothing.
         defect: ``[B]``, or None likewise; see ``MetaGradient``.
+        mismatch: likewise.
         doubts: of which the first that holds is a task's status; values that are not finite are noticed anyway.
     """
 
@@ -117,6 +120,7 @@ class Outcome:
     task_grads: Tensor | None = None
     horizon_grad: Tensor | None = None
     defect: Tensor | None = None
+    mismatch: Tensor | None = None
     doubts: tuple[Doubt, ...] = ()
 
 
@@ -213,7 +217,7 @@ class MetaGradientMethod(Estimator):
         assert done.task_grads is not None
         grads = {"theta": done.task_grads.mean(0)}
         told = (done.u, done.query_loss, done.horizon, status, stats)
-        return MetaGradient(*told, done.task_grads, grads, done.horizon_grad, done.defect)
+        return MetaGradient(*told, done.task_grads, grads, done.horizon_grad, done.defect, done.mismatch)
 
     @torch.inference_mode(False)
     def _over_chunks(
@@ -272,11 +276,10 @@ class MetaGradientMethod(Estimator):
                     raise
                 told = first_line(error.__cause__ or error)
                 remedy = f"The model or the loss fails on the task's way ({told}); lower inner_lr, or take more steps."
-            nan = torch.full_like(inner.start(), math.nan)
-            gave_up = Doubt(torch.ones_like(horizon, dtype=torch.bool), "diverged", remedy)
-            done, flags = _finished(
-                lambda *_: Outcome(nan, horizon, nan[:, 0], nan, nan[:, 0], nan[:, 0], (gave_up,)), inner, horizon
-            )
+            nan, gave_up = torch.full_like(inner.start(), math.nan), torch.ones_like(horizon, dtype=torch.bool)
+            nowhere = Outcome(nan, horizon, *(nan[:, 0], nan, nan[:, 0], nan[:, 0], nan[:, 0]))
+            nowhere = replace(nowhere, doubts=(Doubt(gave_up, "diverged", remedy),))
+            done, flags = _finished(lambda *_: nowhere, inner, horizon)
         return [(done, _judged(done, flags, inner))], inner.stats
 
     @property

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from amaml_core.methods.accuracy import RECHECKED, add_costs, alike, judged, largest_defect
+from amaml_core.methods.accuracy import RECHECKED, across_kinks, add_costs, judged, largest_defect
 from amaml_core.methods.base import MetaGradient
 from amaml_core.ode.accuracy import FINER, INACCURATE, SUSPICIOUS, distance
 from amaml_core.ode.adaptive import RK4Step
@@ -136,12 +136,13 @@ def _search(
     """
     scheme, doublings, growths = first.scheme, first.doublings, []
     before = better.out if better else at(replace(first, doublings=doublings - 1))
-    share = 1.0 if better else scheme.share
     if not better:
         add_costs(costs, before.stats)
     while True:
         out = at(replace(first, doublings=doublings))
         add_costs(costs, out.stats)
+        same = across_kinks(before, out) if better else across_kinks(out, before)
+        share = 1.0 if better or bool(same.any()) else scheme.share
         error, each = (
             share * distance(getattr(out, name), getattr(before, name), getattr(out, name))
             for name in ("grad", "task_grads")
@@ -155,7 +156,6 @@ def _search(
         if met or spent or dear or lost or doublings >= first.doublings + MOST:
             break
         before, doublings = before if better else out, doublings + 1
-    same = alike(before.defect, out.defect) if better else alike(out.defect, before.defect)
     out = judged(out, each, same, lambda _: "raise grad_rtol, or shorten the horizon")
     short = None
     if not met:
@@ -164,7 +164,7 @@ def _search(
         out = replace(out, status=tuple(short if status == "ok" else status for status in out.status))
     # it may be so coarse that a good part of the error allowed is to be expected
     spare = math.log2(AIMED * grad_rtol / float(error)) / scheme.order if 0 < error <= AIMED * grad_rtol else 0.0
-    kinked = bool((same & (each <= INACCURATE)).any()) and largest_defect(out) > SUSPICIOUS
+    kinked = bool((same & (each <= INACCURATE)).any())
     spare = min(spare, 1.0)
     coarser = largest_defect(out) * (1.0 if kinked else 2.0 ** (scheme.order * spare))
     kept = Setting(scheme, doublings - spare, RECHECKED, coarser, kinked, short)

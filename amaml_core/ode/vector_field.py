@@ -153,8 +153,9 @@ def adjoint_gradient(
     with torch.no_grad():
         first, last = field(0.0 * horizon, start), field(horizon, found.end)
         autonomous = torch.equal(first, field(horizon, start))
-    missed = defect(found.adjoint, first, (found.terminal * last).sum(-1), start, horizon) if autonomous else None
-    share = math.nan if missed is None else float(missed)
+    share = math.nan
+    if autonomous:
+        share = float(defect(found.adjoint, first, (found.terminal * last).sum(-1), start, horizon).share)
     error, unstable = None, found.unstable(start, backward)
     finite = bool(torch.isfinite(found.adjoint).all())
     if estimate_error or (estimate_error is None and finite and (unstable or share > SUSPICIOUS)):

@@ -9,7 +9,19 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-NAMES = ("allocator", "counts", "error", "floor", "honesty", "memory", "quality", "regression", "time")
+NAMES = (
+    "allocator",
+    "counts",
+    "error",
+    "floor",
+    "honesty",
+    "memory",
+    "quality",
+    "references",
+    "regression",
+    "time",
+    "tolerance",
+)
 PROBES = {name: f"bench.probes.{name}" for name in NAMES}
 """The one registry of probes, name -> module; plug-ins are added to it."""
 
