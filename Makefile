@@ -60,6 +60,7 @@ bench-accuracy: $(STAMP) ## gradient accuracy on closed forms and CosMixture
 
 bench-honesty: $(STAMP) ## whether status and error estimate tell the truth, over random networks
 	$(BIN)/amaml-bench run honesty $(if $(DEVICE),--device $(DEVICE)) --out $(RESULTS)/honesty
+	$(BIN)/amaml-bench run tolerance $(if $(DEVICE),--device $(DEVICE)) --out $(RESULTS)/tolerance
 
 bench-memory: $(STAMP) ## peak memory against trajectory length
 	$(BIN)/amaml-bench run memory $(if $(DEVICE),--device $(DEVICE)) --out $(RESULTS)/memory

@@ -19,6 +19,7 @@ from reports.sections import (
     ratings,
     regression,
     time,
+    tolerance,
     variants,
     work_precision,
 )
@@ -34,6 +35,7 @@ SECTIONS: list[Callable[[Evidence], Section]] = [  # in the order of the page
     closed_form.section,
     cosmixture.section,
     honesty.section,
+    tolerance.section,
     memory.section,
     time.section,
     gate.section,

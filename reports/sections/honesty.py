@@ -11,8 +11,26 @@ from reports.load import plain
 from reports.section import Section
 from reports.tables import make_table
 
-COUNTS = ("draws", "near_draws", "alarmed_draws", "ok_draws", "missed_draws", "estimated_draws", "exceeded_draws")
-COLUMNS = ("networks", "setting", "draws", "told ok", "ok, but > 10 % off", "above 3 × estimate", "false alarms")
+COUNTS = (
+    "draws",
+    "near_draws",
+    "alarmed_draws",
+    "kinked_draws",
+    "ok_draws",
+    "missed_draws",
+    "estimated_draws",
+    "exceeded_draws",
+)
+COLUMNS = (
+    "networks",
+    "setting",
+    "draws",
+    "told ok",
+    "ok, but > 10 % off",
+    "above 3 × estimate",
+    "false alarms",
+    "kinks told",
+)
 
 
 def section(evidence: Evidence) -> Section:
@@ -63,6 +81,7 @@ def _row(kind: str, name: str, group: pd.DataFrame) -> dict[str, str]:
         _share(total.missed_draws, total.ok_draws),
         _share(total.exceeded_draws, total.estimated_draws),
         _share(total.alarmed_draws, total.near_draws),
+        _share(total.kinked_draws, total.draws),
     )
     return dict(zip(COLUMNS, values, strict=True))
 
