@@ -75,8 +75,7 @@ class InnerProblem:
         self.captures = problem.engine != "eager" and graphs.possible(theta.device)
         if problem.engine == "graphed" and not self.captures:
             raise InputError(f'engine="graphed" needs CUDA\'s current device; theta is on {theta.device}: move it all.')
-        losses = {"inner_loss": problem.inner_loss, "outer_loss": problem.outer_loss}
-        self.reads = captured(**losses, model=problem.model)
+        self.reads = captured(inner_loss=problem.inner_loss, outer_loss=problem.outer_loss, model=problem.model)
         data = filled(tasks.support), filled(tasks.query)
         self.manners = (
             problem.manner(problem.inner_loss, self.start(), data[0], self.reads),
