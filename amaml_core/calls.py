@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, Self
 
@@ -74,10 +75,8 @@ class Calls:
             if not manner.batched or isinstance(error, InputError | torch.OutOfMemoryError):
                 refuse(error)
             told = first_line(error)
-        one_by_one = copy.copy(manner)
-        one_by_one.batched = False
         try:
-            found = self._over_tasks(loss, one_by_one, u, data)
+            found = self._over_tasks(loss, replace(manner, batched=False), u, data)
         except MISTAKES as error:
             refuse(error)
         manner.batched = False  # whoever knows of this manner, from now on

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -140,9 +139,9 @@ def _own_dtype(plain: Plain, u: Tensor, tasks: TaskBatch) -> str:
 
 def _compare(problem: MetaProblem, plain: Plain, u: Tensor, tasks: TaskBatch) -> tuple[float, float, float | None]:
     near, sloped, curved = TOLERANCE.get(u.dtype, TOLERANCE[torch.float32])
-    mine = copy.copy(problem)
-    mine.inner_loss, mine.outer_loss, mine._looked = *plain.losses, Looked(all_tasks=True)
-    mine._handed = None  # the plain module's own buffers, which its calls may write to, are nobody's
+    # the plain module's own buffers, which its calls may write to, are nobody's
+    inside, outside = plain.losses
+    mine = problem._but(inner_loss=inside, outer_loss=outside, _looked=Looked(all_tasks=True), _handed=None)
     start = beside(u, 1e-3)
     inner = InnerProblem(mine, start, tasks)
     found = inner.gradient(inner.start()), inner.query_gradient(inner.start())[1]

@@ -6,13 +6,13 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import astuple, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_map_only, tree_unflatten
 
 from amaml_core.engine import blocks, graphs, inductor
 from amaml_core.engine.captured import STATES, Same, captured
@@ -75,8 +75,7 @@ class InnerProblem:
         self.captures = problem.engine != "eager" and graphs.possible(theta.device)
         if problem.engine == "graphed" and not self.captures:
             raise InputError(f'engine="graphed" needs CUDA\'s current device; theta is on {theta.device}: move it all.')
-        losses = {"inner_loss": problem.inner_loss, "outer_loss": problem.outer_loss}
-        self.reads = captured(**losses, model=problem.model)
+        self.reads = captured(inner_loss=problem.inner_loss, outer_loss=problem.outer_loss, model=problem.model)
         data = filled(tasks.support), filled(tasks.query)
         self.manners = (
             problem.manner(problem.inner_loss, self.start(), data[0], self.reads),
@@ -99,16 +98,11 @@ class InnerProblem:
         if not self.captures:
             return function(self, horizon)
         arguments = [horizon, *self._inputs]
-        kept, key = self.problem.compiled, (key, self.prox, self._context, *map(_kind, arguments))
-        with one_at_a_time:
-            if key not in kept:
-                kept[key] = self._recorded(function, arguments)
-            recorded = kept[key]
-            if recorded is not None:
-                graph, counted, structure, others = recorded
-                self.stats.update(counted)
-                found = iter(graph(*arguments))
-                return tree_unflatten([next(found) if other is Tensor else other for other in others], structure)
+        if recorded := self._known((key,), arguments, lambda: self._recorded(function, arguments)):
+            graph, counted, results = recorded
+            self.stats.update(counted)
+            found = iter(graph(*arguments))
+            return tree_map(lambda leaf: next(found) if leaf is Tensor else leaf, results)
         alone = copy.copy(self)
         alone.captures = False
         if self.problem.engine == "graphed":
@@ -116,18 +110,25 @@ class InnerProblem:
         return function(alone, horizon)
 
     def _recorded(self, function: Callable[[InnerProblem, Tensor], Any], arguments: Sequence[Tensor]) -> Any:
-        """The graph of ``whole``, what it counts and the structure of its results; None where it cannot be."""
+        """The graph of ``whole``, what it counts, and its results without their tensors; None where it cannot be."""
         last: list[Any] = []
 
         def call(horizon: Tensor, *inputs: Tensor) -> list[Tensor]:
             static = self._static(inputs)
-            leaves, structure = tree_flatten(function(static, horizon))
-            tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-            last[:] = static.stats, structure, [Tensor if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            return tensors
+            results = function(static, horizon)
+            last[:] = static.stats, tree_map_only(Tensor, lambda _: Tensor, results)
+            return [leaf for leaf in tree_leaves(results) if isinstance(leaf, Tensor)]
 
         graph = self._graph(call, arguments)
         return (graph, *last) if graph else None
+
+    def _known(self, what: tuple[Hashable, ...], arguments: Sequence[Tensor], make: Callable[[], Any]) -> Any:
+        """What is made once of this, for such arguments and all else that it depends on."""
+        kept, key = self.problem.compiled, (*what, self.prox, self._context, *map(_kind, arguments))
+        with one_at_a_time:
+            if key not in kept:
+                kept[key] = make()
+            return kept[key]
 
     def _graph(self, function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor]) -> graphs.Graph | None:
         """A function captured, the oldest graph let go where there are many; None, and told, where it cannot be."""
@@ -170,21 +171,20 @@ class InnerProblem:
 
     def _block(self, step: Step, tensors: Sequence[Tensor]) -> tuple[Callable[..., Any], Counter[str]] | None:
         arguments = [*tensors, *self._inputs]
-        key = (blocks.build, step, self.prox, self._context, *map(_kind, arguments))
-        with one_at_a_time:
-            if key not in self.problem.compiled:
-                pure, counted = self._pure(step, len(tensors))
-                batch = len(self.tasks)
-                own = [blocks.axis(tensor, batch) for tensor in tensors]
-                leaves = len(tree_leaves((self.support, self.query)))
-                axes = [*own, None if self.theta.ndim == 1 else 0, *[0] * leaves, *[None] * len(self.problem.frozen())]
-                data = range(len(own) + 1, len(own) + 1 + leaves)
-                shapes = [part.shape for part in self.problem.split(self.start()[0]).values()]
-                try:
-                    self.problem.compiled[key] = blocks.build(pure, arguments, axes, shapes, data), counted
-                except blocks.UnsupportedError:
-                    self.problem.compiled[key] = None
-            return self.problem.compiled[key]
+
+        def build() -> tuple[Callable[..., Any], Counter[str]] | None:
+            pure, counted = self._pure(step, len(tensors))
+            own = [blocks.axis(tensor, len(self.tasks)) for tensor in tensors]
+            leaves = len(tree_leaves((self.support, self.query)))
+            axes = [*own, None if self.theta.ndim == 1 else 0, *[0] * leaves, *[None] * len(self.problem.frozen())]
+            data = range(len(own) + 1, len(own) + 1 + leaves)
+            shapes = [part.shape for part in self.problem.split(self.start()[0]).values()]
+            try:
+                return blocks.build(pure, arguments, axes, shapes, data), counted
+            except blocks.UnsupportedError:
+                return None
+
+        return self._known((blocks.build, step), arguments, build)
 
     def pullback(
         self, step: Step, u: Tensor, *tensors: Tensor, once: bool = True
@@ -207,21 +207,19 @@ class InnerProblem:
 
     def _told(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """A derivative by autograd, or built code; what somebody's backward raises is told as what a forward does."""
-        if self.problem.tracing:
-            return function(*arguments, **options)
         try:
             return function(*arguments, **options)
         except MISTAKES as error:
+            if self.problem.tracing:
+                raise
             refuse(error)
 
     def _built(self, compile_: Callable[..., Any], step: Step, tensors: Sequence[Tensor]) -> Any:
         """What a step's built form gives; None where there is none."""
         arguments = [tensor.contiguous() for tensor in (*tensors, *self._inputs)]
-        key = (compile_, step, self.captures, self.prox, self._context, *map(_kind, arguments), torch.get_num_threads())
-        with one_at_a_time:
-            if key not in self.problem.compiled:
-                self.problem.compiled[key] = self._build(compile_, step, arguments, len(tensors))
-            function, counted = self.problem.compiled[key]
+        build = partial(self._build, compile_, step, arguments, len(tensors))
+        what = compile_, step, self.captures, torch.get_num_threads()
+        function, counted = self._known(what, arguments, build)
         if function is None:
             return None
         self.stats.update(counted)
@@ -245,11 +243,10 @@ class InnerProblem:
         autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
         manners = tuple(astuple(manner) for manner in self.manners)
         structure = tree_flatten((self.support, self.query))[1]
-        before = list(problem.reads)
         reads = self.reads
-        if reads not in before:
-            if len(before) == STATES:
-                last = before[-1]
+        if reads not in problem.reads:
+            if len(problem.reads) == STATES:
+                last = problem.reads[-1]
                 culprit = next(path for path in [*reads, *last] if reads.get(path) != last.get(path))
                 raise InputError(
                     f"What is compiled holds {culprit}, which changes time and again; make it a tensor that is changed "
@@ -263,18 +260,15 @@ class InnerProblem:
         self, compile_: Callable[..., Any], step: Step, arguments: Sequence[Tensor], own: int
     ) -> tuple[Callable[..., Any] | None, Counter[str]]:
         """A step built, if it can be, and what each call of it evaluates; the first ``own`` arguments are its own."""
-        pure, counted = self._pure(step, own)
-        built, pullback = None, compile_ is inductor.compile_pullback
-        if self._on_blocks and not pullback:
+        built, (pure, counted) = None, self._pure(step, own)
+        if self._on_blocks:
             pure, counted = self._pure(lambda inner, *tensors: inner._blocked(step, tensors), own, self._static)
         elif self.problem.engine == "compiled":
             try:
-                built = compile_((lambda *values: pure(*values)[0]) if pullback else pure, arguments)
+                built = compile_(pure, arguments)
             except inductor.OtherNumbersError as error:
                 self.problem.tell(f"{error}: such steps are not compiled.")
-        if pullback:
-            return built, counted
-        if self.captures:
+        if self.captures and compile_ is inductor.compile_function:
             built = self._graph(built or pure, arguments) or built
         return built, counted
 
@@ -346,10 +340,7 @@ class InnerProblem:
 
     def at_start(self) -> tuple[Float[Tensor, " tasks"], Float[Tensor, "tasks params"]]:
         """The inner objective and its gradient at θ, uncounted: what a failure is told by."""
-        with torch.enable_grad():
-            u = self.start().clone().requires_grad_()
-            loss = self.loss(u)
-            return loss.detach(), self._told(torch.autograd.grad, loss.sum(), u)[0]
+        return _with_gradient(self, self.loss, self.start().clone())
 
     def fails_at_start(self) -> bool:
         """Whether model, losses or their derivatives raise something at θ itself: then no step is to blame."""
@@ -394,7 +385,11 @@ def _detached_gradient(inner: InnerProblem, u: Tensor) -> tuple[Tensor, ...]:
 
 
 def _query_gradient(inner: InnerProblem, u: Tensor) -> tuple[Tensor, Tensor]:
+    return _with_gradient(inner, inner.query_loss, u)
+
+
+def _with_gradient(inner: InnerProblem, function: Callable[[Tensor], Tensor], u: Tensor) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         u = u.detach().requires_grad_()
-        loss = inner.query_loss(u)
+        loss = function(u)
         return loss.detach(), inner._told(torch.autograd.grad, loss.sum(), u)[0]

@@ -34,7 +34,7 @@ def refuse(error: BaseException) -> NoReturn:
         sentence = f"Something is sparse that must be dense ({told}); build embeddings with sparse=False."
     elif "dtype" in told or "scalar type" in told:
         sentence = f"The model or the loss cannot take these dtypes ({told}); convert one of them."
-    elif "storage_offset" in told or "storage_offset" in str(error):
+    elif "storage_offset" in str(error):
         sentence = f"The parameters are parts of one vector ({told}); clone() the one that this is asked of first."
     elif isinstance(error, RuntimeError) and re.search("size|shape", told):
         sentence = f"The model or the loss cannot take these tasks ({told}); mend the shapes."

@@ -177,16 +177,13 @@ def seeded(model: nn.Module, seed: int) -> tuple[nn.Module, list[str]]:
         torch.default_generator.manual_seed(seed)
         for index in cuda:
             torch.cuda.default_generators[index].manual_seed(seed)
-        _reset(source)
+        source.apply(_reset)  # the parts of a module before itself
     # a parametrised module has its reset_parameters write to what it makes of its parameters, not to those
     untouched = lambda value, version, old: value._version == version and torch.equal(value, old)  # noqa: E731
     return source, [n for n, value in source.named_parameters() if n in before and untouched(value, *before[n])]
 
 
 def _reset(module: nn.Module) -> None:
-    """Initialise all parts of a module, then itself."""
-    for part in module.children():
-        _reset(part)
     own = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
     if callable(own):
         own()

@@ -142,8 +142,7 @@ class MetaProblem(Calls):
 
     def planning(self, updates: int) -> MetaProblem:
         """The same problem for so many outer updates: "auto" may stand for another engine then."""
-        other = copy.copy(self)
-        other.planned_updates = max(updates, self.planned_updates)
+        other = self._but(planned_updates=max(updates, self.planned_updates))
         other._set_engine(self.asked)
         return other
 
@@ -296,12 +295,9 @@ class MetaProblem(Calls):
 
     def _itself(self, loss: Loss, u: Tensor, data: tuple[Tree, ...]) -> Tensor | None:
         """See ``amaml_core.manner.Itself``."""
-        with written(self.model, self.names, (loss,), None if self._is_of(u) else u.dtype) as plain:
+        own = all(value.dtype == u.dtype for value in self.model.parameters() if value.is_floating_point())
+        with written(self.model, self.names, (loss,), None if own else u.dtype) as plain:
             return None if plain.remembers(plain.losses[0], u, data) else plain.gradient(plain.losses[0], data, u)
-
-    def _is_of(self, u: Tensor) -> bool:
-        """Whether u has the dtype of the model."""
-        return all(value.dtype == u.dtype for value in self.model.parameters() if value.is_floating_point())
 
     def _caller(self, loss: Loss, frozen: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> Call:
         """What calls model and loss with these tensors in the place of ``frozen()``, in this dtype if one is given."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -40,37 +40,25 @@ def by_parts() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def snapshot(*parts: Any) -> dict[nn.Module, dict[str, tuple[Any, Any]]]:
-    """The attributes of all modules among the parts and in them, each with a copy of what a container holds."""
-    return {
-        module: {
-            name: (value, copy.copy(value) if _holds(name, value) else None) for name, value in vars(module).items()
-        }
-        for part in parts
-        if isinstance(part, nn.Module)
-        for module in part.modules()
-    }
+def snapshot(*parts: Any) -> list[tuple[Any, Any]]:
+    """The attributes of all modules among the parts and in them, and the containers among those, each with a copy."""
+    modules = (module for part in parts if isinstance(part, nn.Module) for module in part.modules())
+    kept = []
+    for own in map(vars, modules):
+        held = [value for name, value in own.items() if isinstance(value, list | dict | set) and name not in MODULE]
+        kept += [(container, copy.copy(container)) for container in (own, *held)]
+    return kept
 
 
-def put_back(kept: Mapping[nn.Module, dict[str, tuple[Any, Any]]]) -> bool:
-    """The attributes as they were; whether any was not."""
+def put_back(kept: Iterable[tuple[Any, Any]]) -> bool:
+    """What a snapshot has seen as it was; whether any of it was not."""
     changed = False
-    for module, attributes in kept.items():
-        now, before = vars(module), {name: value for name, (value, _) in attributes.items()}
-        if not _same(now, before):
+    for container, before in kept:
+        if not _same(container, before):
             changed = True
-            now.clear()
-            now.update(before)
-        for name, (value, held) in attributes.items():
-            if _holds(name, value) and not _same(value, held):
-                changed = True
-                value.clear()
-                value.extend(held) if isinstance(value, list) else value.update(held)
+            container.clear()
+            container.extend(before) if isinstance(container, list) else container.update(before)
     return changed
-
-
-def _holds(name: str, value: Any) -> bool:
-    return isinstance(value, list | dict | set) and name not in MODULE
 
 
 def _same(value: Any, held: Any) -> bool:

@@ -246,9 +246,9 @@ class _State:
 
     def validated(self, value: float) -> None:
         """Note a validation, and the meta-parameters where it is the lowest so far."""
-        if not self.validations or _ranked(value) < min(map(_ranked, self.validations.values())):
-            self.best = self.copy()
         self.validations[self.made] = value
+        if self.since_best == 0:
+            self.best = self.copy()
 
     def step(self, grads: Mapping[str, Tensor], xi: float, clip_norm: float | None) -> bool:
         """One step of the optimizer; taken back, and False, where it leads out of the finite numbers."""

@@ -26,7 +26,7 @@ class Handed:
 
     def __init__(self) -> None:
         self._copies: list[tuple[str, Tensor, Tensor | None]] = []
-        self._kept: dict[Any, Any] | None = None  # what is built already calls no module: then nothing is
+        self._kept: list[tuple[Any, Any]] | None = None  # what is built already calls no module: then nothing is
 
     def __call__(self, name: str, given: Tensor) -> Tensor:
         """A copy to be handed out."""
@@ -61,7 +61,7 @@ class Handed:
         Attributes are put back.
         """
         with one_at_a_time:
-            left = put_back(self._kept or {})
+            left = put_back(self._kept or [])
         found = {
             name
             for name, copy, given in self._copies

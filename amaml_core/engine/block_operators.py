@@ -202,17 +202,27 @@ class Writer(Kernel):
         """An operator on each element: its text, whether zeros of all operands give zero (``keeps``)."""
         found = [self.loaded(operand) for operand in operands]
         if any(isinstance(one, Flat) for one in found):
-            return self._of_flat(text, found, operands, keeps)
+            pieces = []
+            for index, (length, matrix) in enumerate(zip(self.lengths, self.pieces, strict=True)):
+                own = [one.pieces[index] if isinstance(one, Flat) else one for one in found]
+                if any(one.matrix not in ((1, 1), matrix) for one in own):
+                    raise UnsupportedError("a flat vector with something that is none")
+                pieces.append(self._applied(text, *self._terms(text, own, operands), [length], matrix, keeps))
+            return Flat(tuple(pieces))
         blocks, kind = self._terms(text, [one for one in found if isinstance(one, Block)], operands)
         whole = [one for one in blocks if math.prod(one.matrix) == math.prod(shape)]
         matrix = whole[0].matrix if whole else canonical(shape)
         blocks = [self.fit(one, shape, matrix) for one in blocks]
         rows, columns = (max(one.matrix[axis] for one in blocks) for axis in (0, 1))
-        clean = keeps and all(one.clean and one.matrix == (rows, columns) for one in blocks)
-        if keeps and text == BINARY["mul"] and not clean:  # zero times what is spread, if that is no padding itself
-            spread = [one for one in blocks if one.matrix != (rows, columns)]
-            clean = len(spread) == 1 and all(one.clean for one in blocks if one not in spread)
-        return self.new(text.format(*(one.name for one in blocks)), shape, (rows, columns), clean, kind)
+        return self._applied(text, blocks, kind, shape, (rows, columns), keeps)
+
+    def _applied(
+        self, text: str, blocks: list[Block], kind: str, shape: Sequence[int], matrix: tuple[int, int], keeps: bool
+    ) -> Block:
+        """An operator's text on its operands; zeros stay zeros where one is spread too, if they are multiplied."""
+        whole = [one for one in blocks if one.matrix == matrix]
+        clean = keeps and all(one.clean for one in whole) and len(blocks) - len(whole) <= (text == BINARY["mul"])
+        return self.new(text.format(*(one.name for one in blocks)), shape, matrix, clean, kind)
 
     def _terms(self, text: str, blocks: list[Block], of: Sequence[Any]) -> tuple[list[Block], str]:
         """The operands, terms of a sum over examples made into such, and the kind of the result."""
@@ -223,19 +233,6 @@ class Writer(Kernel):
         if text in (BINARY["add"], BINARY["sub"]) and "sum" in kinds and "rows" not in kinds:
             return [self.once(one) for one in blocks], "sum"
         return blocks, self.joint(*blocks, of=of, linear=linear)
-
-    def _of_flat(self, text: str, found: Sequence[Block | Flat], of: Sequence[Any], keeps: bool) -> Flat:
-        pieces = []
-        for index, matrix in enumerate(self.pieces):
-            own = [one.pieces[index] if isinstance(one, Flat) else one for one in found]
-            if any(one.matrix not in ((1, 1), matrix) for one in own):
-                raise UnsupportedError("a flat vector with something that is none")
-            own, kind = self._terms(text, own, of)
-            clean = keeps and all(one.clean for one in own if one.matrix == matrix)
-            clean = clean and (text == BINARY["mul"] or all(one.matrix == matrix for one in own))
-            names = [one.name for one in own]
-            pieces.append(self.new(text.format(*names), [self.lengths[index]], matrix, clean, kind))
-        return Flat(tuple(pieces))
 
     def clamped(self, node: Any, shape: tuple[int, ...]) -> Block | Flat:
         """A value kept between bounds."""

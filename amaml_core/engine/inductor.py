@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from amaml_core.engine.eager import vector_jacobian
 from amaml_core.engine.traced import halves, trace
-from amaml_core.errors import InputError
+from amaml_core.errors import InputError, first_line
 
 Compiled = Callable[..., tuple[Tensor, ...]]
 CPU_OPTIONS = {
@@ -50,9 +50,9 @@ def compile_function(function: Callable[..., Sequence[Tensor]], examples: Sequen
 
 
 def compile_pullback(
-    function: Callable[..., Tensor], examples: Sequence[Tensor]
+    function: Callable[..., Sequence[Tensor]], examples: Sequence[Tensor]
 ) -> Callable[..., tuple[Tensor, Callable[[Tensor], Tensor]]]:
-    """A pure function u, … -> value of u's shape, compiled into its value and its product with ∂value/∂uᵀ.
+    """A pure function u, … -> (value,), of u's shape, compiled into its value and its product with ∂value/∂uᵀ.
 
     What the product needs of the first half (its residuals) is kept between the two, as autograd keeps its graph; the
     arguments must not be changed in between. Errors are those of ``compile_function``.
@@ -61,7 +61,7 @@ def compile_pullback(
     def joint(direction: Tensor, u: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             u = u.detach().requires_grad_()
-            value = function(u, *rest)
+            (value,) = function(u, *rest)
         return value.detach(), vector_jacobian(value, u, direction, keep=False)
 
     with _compiling():
@@ -115,7 +115,7 @@ def _compiling() -> Iterator[None]:
         except (InputError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            told = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            told = first_line(error)
             if "InvalidCxxCompiler" in f"{error!r} {error}":
                 told = "there is no C++ compiler: install g++ or clang"
             raise InputError(f'engine="compiled" fails here ({told}); use engine="eager".') from error

@@ -91,10 +91,9 @@ def halves(graph: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule, list[
             residuals[node] = None
 
     again: set[fx.Node] = set()
-    for node in [*late, *([] if product in late else [product])]:
-        for source in [product] if node is product and product not in late else node.all_input_nodes:
-            if source not in late:
-                fetch(source)
+    for source in [*(source for node in late for source in node.all_input_nodes), product]:
+        if source not in late:
+            fetch(source)
 
     def half(inputs: Sequence[fx.Node], wanted: Callable[[fx.Node], bool], outputs: Sequence[fx.Node]):
         made = fx.Graph()
