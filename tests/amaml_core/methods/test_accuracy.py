@@ -119,6 +119,19 @@ def test_kinks_are_told_from_errors_of_the_solve():
     assert "maml" in found.status[0].remedy
 
 
+def test_products_that_are_nearly_zero_are_no_kinks():
+    """dJ/dT = 0: the two ends have nothing in common but errors of the solve, and the defect is 1 at any resolution."""
+    slope = torch.tensor([5**-1.5, math.exp(-2)], dtype=D)  # −f(u(T)), and du(T)/du(0), of ¼u₁⁴ + ½u₂² from (1, 1)
+    across = slope.flip(0) * torch.tensor([1.0, -1.0], dtype=D)
+    inner, outer = lambda u: u[0] ** 4 / 4 + u[1] ** 2 / 2, lambda u: across @ u
+    found = run([1.0, 1.0], inner, outer, 2.0, 40, forward="rk4", backward="modified_euler")
+    assert float(found.defect) > 0.5
+    assert torch.allclose(found.grad, across * slope, rtol=2e-3)
+    assert found.status[0] == "ok"
+    assert found.error_estimate is not None
+    assert float(found.error_estimate) < 1e-2
+
+
 def test_a_kink_between_the_stages_is_not_stepped_over():
     flow = lambda t, u: torch.where(u > 0, -4.0, -1.0).to(u.dtype)  # noqa: E731
     for start in torch.linspace(0.05, 3.9, 60, dtype=D):
@@ -234,3 +247,14 @@ def test_kinks_are_looked_into_once_in_many_updates():
     assert costs[0] == costs[-1] > 1.4 * costs[1]
     assert set(costs[1:-1]) == {costs[1]}
     assert len({one.grad.sum().item() for one in every}) == 1
+
+
+def test_a_solve_that_is_differentiated_is_looked_into_unasked(regression):
+    options = {"forward": "rk4", "backward": "discrete", "num_states": 10}
+    method = am.create_method("amaml", inner_steps=10, inner_lr=0.05, **options)
+    every = [method.meta_gradient(regression.problem, regression.theta, regression.tasks) for _ in range(RECHECKED + 2)]
+    assert {one.status for one in every} == {("ok",) * len(regression.tasks)}
+    assert [number for number, one in enumerate(every) if one.error_estimate is not None] == [0, RECHECKED + 1]
+    never = replace(method, estimate_error=False)
+    problem = am.MetaProblem(regression.model, regression.loss)
+    assert never.meta_gradient(problem, regression.theta, regression.tasks).error_estimate is None

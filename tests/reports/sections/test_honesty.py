@@ -3,6 +3,7 @@ from reports.load import tabulate
 from reports.sections import honesty
 
 COUNTED = {"draws": 9, "near_draws": 8, "alarmed_draws": 2, "ok_draws": 6, "missed_draws": 3, "estimated_draws": 4}
+COUNTED["kinked_draws"] = 1
 
 
 def made(make, kind, **more):
@@ -14,7 +15,7 @@ def made(make, kind, **more):
 def test_shares_are_of_what_they_are_shares_of(make):
     section = honesty.section(Evidence(tabulate([made(make, "mlp")])))
     (row,) = section.tables[0].rows
-    assert row[2:] == ["9", "66.7% (6 of 9)", "50.0% (3 of 6)", "25.0% (1 of 4)", "25.0% (2 of 8)"]
+    assert row[2:] == ["9", "66.7% (6 of 9)", "50.0% (3 of 6)", "25.0% (1 of 4)", "25.0% (2 of 8)", "11.1% (1 of 9)"]
 
 
 def test_the_finding_is_of_smooth_networks(make):
