@@ -105,6 +105,7 @@ METRICS: dict[str, Metric] = {
     "unmet_told_draws": Metric("1", "neither", "counter_key", "updates that are not within it and are told so"),
     "price": Metric("1", "lower", "counter_key", "of a first update, in gradients of the inner loss"),
     "next_price": Metric("1", "lower", "counter_key", "of the update after that, likewise"),
+    "error_estimate": Metric("1", "lower", "counter_key", "the method's own estimate of its error, a mean over tasks"),
     "rel_error": Metric("1", "lower", "counter_key", "relative error of a first update, to the gradient of the flow"),
     "next_rel_error": Metric("1", "lower", "counter_key", "relative error of that update's gradient"),
     "not_converged_tasks": Metric("1", "lower", "counter_key", "tasks whose solver stopped short of its tolerance"),

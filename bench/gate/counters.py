@@ -23,7 +23,7 @@ from bench.records import METRICS, Cell, Record
 
 SWEEP = "regression"
 BASELINES = Path(__file__).parent / "baselines"
-MOST_CASES = 10
+MOST_CASES = 12
 ERROR_MARGIN = 1e-3  # of a float64 error, which repeats to some 1e-9 from one machine to another
 ROUNDING = 1e-12  # errors below are rounding, not the method's
 REPEATS = 1e-9  # relative, to which a float64 number is the same in two processes
@@ -90,7 +90,8 @@ class Law:
     most: float
 
 
-RK4, HEUN = {"backward": "rk4", "inner_steps": 50}, {"backward": "modified_euler", "inner_steps": 50}
+RK4 = {"forward": "rk4", "backward": "rk4", "inner_steps": 50}
+HEUN = {"forward": "heun", "backward": "modified_euler", "inner_steps": 50}
 FEW = {"backward": "rk4", "num_states": 10}
 LAWS = (
     # where MAML's own memory does not grow, no method could be shown to do better
@@ -105,7 +106,10 @@ def case_name(cell: Cell) -> str:
     """A case's name, which is its file's too: "amaml-K50-rk4-rk4-10"."""
     options = [str(cell.options[key]) for key in NAMED if key in cell.options]
     engine = [] if cell.engine == "eager" else [cell.engine]
-    return "-".join([cell.method, f"K{cell.options['inner_steps']}", *options, *engine])
+    asked = ["estimated"] if cell.options.get("estimate_error") else []
+    if "grad_rtol" in cell.options:  # what else there is has its default
+        options, asked = [], [f"grad_rtol{cell.options['grad_rtol']:g}"]
+    return "-".join([cell.method, f"K{cell.options['inner_steps']}", *options, *asked, *engine])
 
 
 def cases(cells: Iterable[Cell]) -> dict[str, Cell]:
@@ -240,7 +244,7 @@ def _rule(metric: str) -> Rule:
 
 def _is_real(metric: str) -> bool:
     """Whether a metric is a real number, and not a count."""
-    return metric.startswith("rel_error_") or metric == "query_loss"
+    return metric.startswith("rel_error_") or metric in ("query_loss", "error_estimate")
 
 
 def _same(a: float, b: float | None) -> bool:

@@ -14,7 +14,7 @@ from bench.records import Cell
 
 
 def measure(problem: BenchProblem, cell: Cell) -> Measurement:
-    """Relative L2 errors, cosines, query loss, one sample an initialisation; a metric is the mean of its samples."""
+    """Relative L2 errors, as they are and as estimated, cosines, query loss; a metric is the mean of its samples."""
     result = Measurement()
     if isinstance(problem, MetaBenchProblem) and problem.reference_dtype() != torch.float64:
         result.reason = f"References in {problem.reference_dtype()}: model or loss hold tensors of their own dtype."
@@ -27,6 +27,8 @@ def measure(problem: BenchProblem, cell: Cell) -> Measurement:
         if not bool(torch.isfinite(grad).all()):
             continue
         samples["query_loss"].append(float(out.query_loss.mean()))
+        if (estimate := getattr(out, "error_estimate", None)) is not None:
+            samples["error_estimate"].append(float(estimate.mean()))
         known = problem.known_references(cell, sample)
         if isinstance(problem, MetaBenchProblem):
             known |= oracles.references(problem, cell, sample)
