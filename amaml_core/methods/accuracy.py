@@ -63,6 +63,7 @@ def estimated(
         same = torch.where(far, across_kinks(fine, out), same)
         closer = distance(out.task_grads, fine.task_grads, fine.task_grads) / (1 - 2.0 ** -torch.where(same, 1, order))
         estimate = torch.where(far, closer, estimate)
+        overrule = overrule and _finer(fine, out)  # else both may be unstable, and alike
     stats = dict(out.stats)
     for other in others:
         add_costs(stats, {} if other is None else other.stats)
@@ -156,6 +157,12 @@ def add_costs(stats: dict[str, int], more: Mapping[str, int]) -> None:
 
 def _steps(out: MetaGradient) -> int:
     return out.stats.get("forward_steps", 0)
+
+
+def _finer(fine: MetaGradient, coarse: MetaGradient) -> bool:
+    """Whether it takes more steps, there or back."""
+    names = ("forward_steps", "states_stored")
+    return any(fine.stats.get(name, 0) >= FINER * max(1, coarse.stats.get(name, 0)) for name in names)
 
 
 def _shown(out: MetaGradient) -> Tensor:

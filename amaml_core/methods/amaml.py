@@ -40,6 +40,7 @@ LIMP = 0.8  # of the limit of stability: from there on a step leaves half of a m
 UNTOLD = ("max_evals", "max_stiffness", "estimate_error", "grad_rtol")  # among the options where they are not given
 # what is found where grad_rtol is given
 FOUND = {"forward", "backward", "num_states", "checkpoint", "rtol", "atol", "max_stiffness", "estimate_error"}
+FEW = 4  # accepted steps that are too few for orders to mean much, and cheap to look into
 LEAST_EPS = 1e-4  # of a dtype that can follow a flow: the steps of one rounded off more coarsely are lost
 
 
@@ -69,8 +70,8 @@ class AMAML(MetaGradientMethod):
             50 more, and the more the lower ``rtol`` is.
         max_stiffness: the largest h‖∂f/∂u‖ of a step of "rk43", "rkg2" or "rkc2"; None: what the schemes bear.
         estimate_error: whether a flow's gradient comes with its ``error_estimate``, for about half its price again.
-            None: where its defect or an unstable step leaves a doubt, and where steps are differentiated; once in
-            ``accuracy.RECHECKED`` updates where no step is unstable. False: never, and doubts are told as they are.
+            None: where its defect or an unstable step leaves a doubt, and where steps are few or differentiated, once
+            in ``accuracy.RECHECKED`` updates where none is unstable. False: never, and doubts are told as they are.
         grad_rtol: of the gradient itself, ‖grad − the flow's‖ / ‖grad‖ as estimated; scheme, states and tolerances are
             then found, kept for the next updates on the same problem object, and looked at again every so many.
     """
@@ -170,8 +171,9 @@ class AMAML(MetaGradientMethod):
 
             return refined(at, self.grad_rtol, kept_of(problem), self)
         out = super().meta_gradient(problem, meta, tasks)
-        # the defect of a solve that is itself differentiated sees too little to go by
-        wanted = self.estimate_error or self.backward == "discrete" or doubtful(out)
+        # the defect of a solve that is itself differentiated, or of a few wide steps, is too little to go by
+        unproven = self.backward == "discrete" or (self._states == "accepted" and out.stats["forward_steps"] <= FEW)
+        wanted = self.estimate_error or unproven or doubtful(out)
         if self.target != "flow" or self.estimate_error is False or not wanted:
             return out
         kept, key = kept_of(problem), (estimated, self)
@@ -236,7 +238,7 @@ class AMAML(MetaGradientMethod):
 
     def _remedy(self, spent: bool, error: float) -> str:
         if self._states == "accepted" and not spent:
-            help_ = f"lower rtol below {self.rtol * min(0.1, SUSPICIOUS / error):.0e}"
+            help_ = f"lower rtol below {self.rtol * min(0.1, max(1e-3, SUSPICIOUS / error)):.0e}"
         else:
             more = 8 if error > 1 else (2 * error / SUSPICIOUS) ** (1 / self._order)
             states = self._states if isinstance(self._states, int) else self.inner_steps

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import amaml_core as am
-from amaml_core.methods.accuracy import RECHECKED, Cleared, cleared
+from amaml_core.methods.accuracy import RECHECKED, Cleared, cleared, estimated
 
 D = torch.float64
 ACCEPTED = {"num_states": "accepted"}
@@ -258,3 +258,19 @@ def test_a_solve_that_is_differentiated_is_looked_into_unasked(regression):
     never = replace(method, estimate_error=False)
     problem = am.MetaProblem(regression.model, regression.loss)
     assert never.meta_gradient(problem, regression.theta, regression.tasks).error_estimate is None
+
+
+@pytest.mark.parametrize(("finer_steps", "told"), [(100, "ok"), (52, "diverged")])
+def test_only_smaller_steps_clear_what_was_unstable(finer_steps, told):
+    """Where stability decides on the steps, twice the resolution is the same solve, as unstable as the first."""
+
+    def made(grad, steps, defect):
+        one, grad = torch.ones(1, dtype=D), torch.tensor([[grad]], dtype=D)
+        status, stats = (am.Status("diverged", "lower rtol."),), {"forward_steps": steps, "states_stored": steps + 1}
+        about = {"horizon_grad": one, "defect": defect * one, "mismatch": defect * one}
+        return am.MetaGradient(grad, one, one, status, stats, grad, {"theta": grad[0]}, **about)
+
+    again = {0.5: made(1e6, 49, 1.0), 2.0: made(1.02e9, finer_steps, 0.1)}
+    found = estimated(made(1e9, 50, 0.9), again.get, order=4, overrule=True, remedy=lambda _: "raise num_states")
+    assert found.status == (told,)
+    assert float(found.error_estimate) == pytest.approx(0.02, rel=0.1)
