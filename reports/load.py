@@ -19,10 +19,10 @@ from bench.records import METRICS, RECORDS_FILE, Record, Store, canonical_json, 
 
 LABELLED = ("inner_steps", "inner_lr", "num_states", "backward", "variant")  # shown by place, not as key=value
 UNASKED = ("samples",)  # how often a question is asked is no part of the question
-PRECISION, TRAINING, AGAIN, HONESTY = ("work_precision", "peers"), ("train",), ("profile_again",), ("honesty",)
-APART = (
-    PRECISION + TRAINING + AGAIN + HONESTY
-)  # how the names of sweeps begin whose records have a section of their own
+PRECISION, TRAINING, AGAIN = ("work_precision", "peers"), ("train",), ("profile_again",)
+HONESTY = ("honesty", "tolerance")
+# how the names of sweeps begin whose records have a section of their own
+APART = PRECISION + TRAINING + AGAIN + HONESTY
 TEXTS = (
     *("sweep", "study", "cell_id", "benchmark_version", "probe", "problem", "problem_options", "problem_label"),
     *("setting", "method", "series", "label", "target", "options", "backward", "forward", "variant", "dtype", "device"),

@@ -6,6 +6,7 @@ import json
 
 import pandas as pd
 
+from reports import words
 from reports.evidence import Evidence
 from reports.load import plain
 from reports.section import Section
@@ -35,8 +36,8 @@ COLUMNS = (
 
 def section(evidence: Evidence) -> Section:
     """Counts a setting and kind of network, and over all of them."""
-    rows = evidence.frame
-    rows = rows[(rows.probe == "honesty") & (rows.status == "ok")]
+    known = evidence.frame[evidence.frame.status == "ok"]
+    rows, checked = known[known.probe == "honesty"], known[known.probe == "references"]
     shown = []
     if len(rows):
         rows = rows.assign(
@@ -57,7 +58,7 @@ def section(evidence: Evidence) -> Section:
         "steps. False alarms: of the gradients within 1 %, those that are not told to be ok. A gradient across kinks "
         "is told to be inaccurate on purpose: it is the almost-everywhere derivative, not that of the flow.",
         shown,
-        findings=_findings(rows),
+        findings=_findings(rows) + _checked(checked),
     )
 
 
@@ -99,4 +100,13 @@ def _findings(rows: pd.DataFrame) -> list[str]:
         f"On {total.draws:.0f} draws of smooth networks {_share(total.missed_draws, total.ok_draws)} of the gradients "
         f'told "ok" are more than 10 % off, and {_share(total.alarmed_draws, total.near_draws)} of those within 1 % '
         "are not told so."
+    ]
+
+
+def _checked(rows: pd.DataFrame) -> list[str]:
+    if not len(rows):
+        return []
+    return [
+        f"The references of {rows.draws.sum():.0f} draws are at most {words.error(rows.reference_mismatch.max())} of "
+        "their length off central differences of flows that were solved plainly, without an adjoint."
     ]

@@ -76,7 +76,11 @@ def _figure(table: pd.DataFrame) -> Figure | None:
             axes.set_title(f"{name}, T = {rows.horizon.iloc[0]:g}", fontsize=10)
         canvas.supylabel("relative error to the gradient of the flow", fontsize=11)
         handles = [Line2D([], [], label=f"{name}, chosen by hand", **form) for name, form in look.items()]
-        legend(canvas, [*handles, Line2D([], [], lw=0, label="grad_rtol, as labelled", **asked)], 4)
+        legend(
+            canvas,
+            [*handles, Line2D([], [], lw=0, label="grad_rtol, as labelled", **asked)],
+            4 if len(panels) > 2 else 2,
+        )
         caption = (
             "Error against price of an update after the first. Lower left is better: stars are gradients to a "
             "grad_rtol, lines are tolerances or numbers of states chosen by hand."

@@ -28,3 +28,15 @@ def test_the_finding_is_of_smooth_networks(make):
 def test_without_records_it_is_only_named(make):
     section = honesty.section(Evidence(tabulate([make()])))
     assert (section.tables, section.findings) == ([], [])
+
+
+def test_references_that_were_checked_are_told_of(make):
+    checks = [
+        make("references", sweep="honesty", problem="networks", problem_options={"kind": kind}, metrics=found)
+        for kind, found in [
+            ("mlp", {"draws": 9, "reference_mismatch": 1e-7}),
+            ("conv", {"draws": 8, "reference_mismatch": 1e-5}),
+        ]
+    ]
+    (finding,) = honesty.section(Evidence(tabulate(checks))).findings
+    assert "17 draws are at most 1.00e-5" in finding
