@@ -111,8 +111,13 @@ class Cleared:
     status: Status
 
 
-def cleared(out: MetaGradient, known: Cleared) -> MetaGradient | None:
-    """A doubtful gradient with the status that was found before; None where it must be looked at anew."""
+def cleared(out: MetaGradient, known: Cleared, doubt: bool) -> MetaGradient | None:
+    """A gradient with the status that was found before; None where it must be looked at anew.
+
+    ``doubt``: whether it is ``doubtful``; if not, nothing of it is read, for that waits for the device.
+    """
+    if known.left and not doubt:
+        return out
     if not known.left or not _by_defect(out) or largest_defect(out) > max(SUSPICIOUS, 2 * known.defect):
         return None
     return replace(out, status=tuple(known.status if status == "inaccurate" else OK for status in out.status))

@@ -173,11 +173,13 @@ class AMAML(MetaGradientMethod):
         out = super().meta_gradient(problem, meta, tasks)
         # the defect of a solve that is itself differentiated, or of a few wide steps, is too little to go by
         unproven = self.backward == "discrete" or (self._states == "accepted" and out.stats["forward_steps"] <= FEW)
-        wanted = self.estimate_error or unproven or doubtful(out)
-        if self.target != "flow" or self.estimate_error is False or not wanted:
+        if self.target != "flow" or self.estimate_error is False:
+            return out
+        doubt = doubtful(out)
+        if not (self.estimate_error or unproven or doubt):
             return out
         kept, key = kept_of(problem), (estimated, self)
-        if self.estimate_error is None and key in kept and (trusted := cleared(out, kept[key])):
+        if self.estimate_error is None and key in kept and (trusted := cleared(out, kept[key], doubt)):
             kept[key] = replace(kept[key], left=kept[key].left - 1)
             return trusted
         same = replace(tasks, horizon=out.horizon)  # as a stopping rule left it

@@ -22,7 +22,8 @@ WHOLE = {
     "imaml-official": ("imaml", {"variant": "official"}),
     "amaml-euler": ("amaml", {"forward": "euler", "backward": "euler"}),
     "amaml-prox": ("amaml", {"forward": "rk4", "backward": "rk4", "prox": 0.5}),
-    "amaml-discrete": ("amaml", {"forward": "heun", "backward": "discrete"}),
+    # one graph, and not another for its estimate
+    "amaml-discrete": ("amaml", {"forward": "heun", "backward": "discrete", "estimate_error": False}),
     "amaml-checkpoint": ("amaml", {"forward": "euler", "backward": "euler", "checkpoint": "sqrt"}),
 }
 STEPS = {

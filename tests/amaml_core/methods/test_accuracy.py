@@ -85,7 +85,7 @@ def test_steps_that_hardly_damp_are_looked_into():
     assert float(found.defect) < 1e-3
     assert float(found.grad[1]) > 0.1  # exact: 20 e^(-25)
     assert found.status[0] == "inaccurate"
-    assert cleared(found, Cleared(9, 1.0, am.Status("ok"))) is None  # it is looked into each time
+    assert cleared(found, Cleared(9, 1.0, am.Status("ok")), doubt=True) is None  # it is looked into each time
     fine = run([1.0, 0.0], quadratic(0.5, 25), outer, 1.0, 40, **options)
     assert fine.status[0] == "ok"
     assert float(fine.grad[1]) == pytest.approx(0.0, abs=1e-3)
