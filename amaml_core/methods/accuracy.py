@@ -18,7 +18,7 @@ from amaml_core.status import OK, Status
 
 SAME = 2.0  # a mismatch that half the steps make no smaller than so many times is no error of the solve, but a jump
 RECHECKED = 20  # updates after which what was found is looked at again
-COSTS = ("grad_evals", "hvp_evals", "linearizations")
+PRICES = {"grad_evals": 1, "hvp_evals": 2, "linearizations": 1}  # in gradients, by and large
 KINKS = (
     "The trajectory crosses kinks of the loss (ReLU, max-pooling), where the flow's gradient jumps and its adjoint "
     "does not (defect {:.0%}): this is the almost-everywhere derivative, as maml takes it; judge it by the unrolled "
@@ -155,7 +155,7 @@ def doubtful(out: MetaGradient) -> bool:
 
 def add_costs(stats: dict[str, int], more: Mapping[str, int]) -> None:
     """Count what another gradient cost among these ``stats``."""
-    for name in COSTS:
+    for name in PRICES:
         if name in stats or name in more:
             stats[name] = stats.get(name, 0) + more.get(name, 0)
 

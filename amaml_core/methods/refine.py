@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from amaml_core.methods.accuracy import RECHECKED, across_kinks, add_costs, judged, largest_defect
+from amaml_core.methods.accuracy import PRICES, RECHECKED, across_kinks, add_costs, judged, largest_defect
 from amaml_core.methods.base import MetaGradient
 from amaml_core.ode.accuracy import FINER, INACCURATE, SUSPICIOUS, distance
 from amaml_core.ode.adaptive import RK4Step
@@ -42,7 +42,6 @@ class Scheme:
 BOTH_WAYS = Scheme({"forward": "rk43", "backward": "rk4"}, 16.0, 4, 0.33, RK4Step.bears)
 STABILIZED = Scheme({"forward": "rkg2", "backward": "discrete"}, 8.0, 2, 1.0)
 EQUAL_STEPS = Scheme({"forward": "rk4", "backward": "rk4"}, 0.0, 1, 1.0)  # across kinks, where no scheme has an order
-PRICES = {"grad_evals": 1, "linearizations": 1, "hvp_evals": 2}  # as wholes of a gradient, by and large
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from amaml_core.methods.refine import PRICES
+from amaml_core.methods.accuracy import PRICES
 from bench.probes import oracles
 from bench.probes.base import Measurement
 from bench.probes.error import relative_error

@@ -140,7 +140,10 @@ CLOSED_FORM = {KINDS[-1]}
         ("bench/problems/images", of(["synthetic_images"])),
         ("bench/problems/data", of(["movielens_1m"])),
         ("bench/probes/memory", of(probes=["memory", "regression"])),
-        ("bench/probes/oracles", of(probes=["error", "honesty", "regression"]) | CLOSED_FORM),
+        (
+            "bench/probes/oracles",
+            of(probes=["error", "honesty", "references", "regression", "tolerance"]) | CLOSED_FORM,
+        ),
         ("bench/peers/jax_model", of(methods=["diffrax", "jax-maml"])),
         ("bench/peers/base", of(methods=["diffrax", "jax-maml", "loop-maml"])),
         ("bench/harness/worker", set(KINDS)),
