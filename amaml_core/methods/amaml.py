@@ -172,7 +172,8 @@ class AMAML(MetaGradientMethod):
             return refined(at, self.grad_rtol, kept_of(problem), self)
         out = super().meta_gradient(problem, meta, tasks)
         # the defect of a solve that is itself differentiated, or of a few wide steps, is too little to go by
-        unproven = self.backward == "discrete" or (self._states == "accepted" and out.stats["forward_steps"] <= FEW)
+        few = self._states == "accepted" and out.stats.get("forward_steps", math.inf) <= FEW
+        unproven = (self.backward == "discrete" or few) and "diverged" not in out.status
         if self.target != "flow" or self.estimate_error is False:
             return out
         doubt = doubtful(out)
