@@ -58,7 +58,7 @@ def section(evidence: Evidence) -> Section:
         "Random small networks, fresh, meta-trained and near an optimum, over horizons from 0.5 to 20. The truth is "
         "SciPy's DOP853 there and back; for ReLU networks, whose flow has kinks, it is gradient descent in 4,000 "
         "steps. False alarms: of the gradients within 1 %, those that are not told to be ok. A gradient across kinks "
-        "is told to be inaccurate on purpose and counted apart: it is the almost-everywhere derivative, not the flow's.",
+        "is told to be inaccurate on purpose, and counted apart; it is the almost-everywhere derivative.",
         shown,
         findings=_findings(rows) + _checked(checked),
     )
