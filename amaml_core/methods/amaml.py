@@ -176,7 +176,7 @@ class AMAML(MetaGradientMethod):
         unproven = (self.backward == "discrete" or few) and "diverged" not in out.status
         if self.target != "flow" or self.estimate_error is False:
             return out
-        doubt = doubtful(out)
+        doubt = not self.estimate_error and doubtful(out)
         if not (self.estimate_error or unproven or doubt):
             return out
         kept, key = kept_of(problem), (estimated, self)
