@@ -17,7 +17,7 @@ from amaml_core.methods.accuracy import cleared, clearing, doubtful, estimated, 
 from amaml_core.methods.base import Adaptation, Doubt, MetaGradient, MetaGradientMethod, Outcome, Target
 from amaml_core.methods.refine import BOTH_WAYS, Setting, options, refined
 from amaml_core.ode.accuracy import SUSPICIOUS, defect
-from amaml_core.ode.adaptive import BEARS, FAMILIES, MARGIN
+from amaml_core.ode.adaptive import BEARS, MARGIN
 from amaml_core.ode.adjoint import (
     BACKWARD,
     MAX_GROWTH,
@@ -26,6 +26,7 @@ from amaml_core.ode.adjoint import (
     backsolve,
     check_backward,
     discrete,
+    gradient_order,
     tracked,
 )
 from amaml_core.ode.flow import BudgetSpentError, GradientFlow
@@ -171,11 +172,11 @@ class AMAML(MetaGradientMethod):
 
             return refined(at, self.grad_rtol, kept_of(problem), self)
         out = super().meta_gradient(problem, meta, tasks)
+        if self.target != "flow" or self.estimate_error is False:
+            return out
         # the defect of a solve that is itself differentiated, or of a few wide steps, is too little to go by
         few = self._states == "accepted" and out.stats.get("forward_steps", math.inf) <= FEW
         unproven = (self.backward == "discrete" or few) and "diverged" not in out.status
-        if self.target != "flow" or self.estimate_error is False:
-            return out
         doubt = not self.estimate_error and doubtful(out)
         if not (self.estimate_error or unproven or doubt):
             return out
@@ -191,7 +192,9 @@ class AMAML(MetaGradientMethod):
             return other and MetaGradientMethod.meta_gradient(other, problem, meta, same)
 
         overrule, remedy = self.backward != "backsolve", partial(self._remedy, spent)
-        found = estimated(out, again, order=self._order, overrule=overrule, remedy=remedy)
+        found = estimated(
+            out, again, order=gradient_order(self.forward, self.backward), overrule=overrule, remedy=remedy
+        )
         if (known := clearing(out, found)) is not None:
             kept[key] = known
         return found
@@ -231,19 +234,11 @@ class AMAML(MetaGradientMethod):
             stopping=None,
         )
 
-    @property
-    def _order(self) -> int:
-        if self.forward in FAMILIES:  # its steps are chosen where λ is far from that order
-            return 1
-        fixed = FIXED_GRIDS.get(self.forward)
-        way_out = ADAPTIVE.get(self.forward, fixed.order if fixed else 2)
-        return min(way_out, BACKWARD[self.backward].order) if self.backward in BACKWARD else way_out
-
     def _remedy(self, spent: bool, error: float) -> str:
         if self._states == "accepted" and not spent:
             help_ = f"lower rtol below {self.rtol * min(0.1, max(1e-3, SUSPICIOUS / error)):.0e}"
         else:
-            more = 8 if error > 1 else (2 * error / SUSPICIOUS) ** (1 / self._order)
+            more = 8 if error > 1 else (2 * error / SUSPICIOUS) ** (1 / gradient_order(self.forward, self.backward))
             states = self._states if isinstance(self._states, int) else self.inner_steps
             help_ = f"raise num_states to {math.ceil(states * more)}"
         return f"{help_}, or have grad_rtol=0.01 find the steps"

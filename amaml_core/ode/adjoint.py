@@ -11,7 +11,7 @@ from torch import Tensor
 from amaml_core.engine.rule import pieces
 from amaml_core.errors import InputError
 from amaml_core.ode.scheme import EULER, FIXED_GRIDS, HEUN, RK4, NumStates, System, Tableau, Trajectory
-from amaml_core.ode.solve import OURS, solve
+from amaml_core.ode.solve import ADAPTIVE, OURS, STABILIZED, solve
 
 # Euler takes the Jacobian at the far (left) end: that makes it the exact reverse of forward Euler.
 BACKWARD = {"euler": replace(EULER, c=(1.0,)), "modified_euler": HEUN, "rk4": RK4}
@@ -192,6 +192,14 @@ def backsolve(
     )
     start, adjoint, *rest = path.states[-1].split(size, dim=1)
     return AdjointSolution(adjoint, rest[0] if rest else None, start=start)
+
+
+def gradient_order(forward: str, backward: str) -> int:
+    """The order of a gradient's error in the steps; 1 of stabilised ones, which are chosen where λ is far from more."""
+    if forward in STABILIZED:
+        return 1
+    way_out = FIXED_GRIDS[forward].order if forward in FIXED_GRIDS else ADAPTIVE.get(forward, 2)
+    return min(way_out, BACKWARD[backward].order) if backward in BACKWARD else way_out
 
 
 def check_backward(backward: str, forward: str, num_states: NumStates) -> None:

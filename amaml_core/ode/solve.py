@@ -22,7 +22,8 @@ from amaml_core.ode.scheme import (
     largest_rms,
 )
 
-OURS = ("rk43", *FAMILIES)
+STABILIZED = tuple(FAMILIES)
+OURS = ("rk43", *STABILIZED)
 # and the order of what controls their steps
 ADAPTIVE = {"rk43": 4, "rkc2": 3, "rkg2": 3, "dopri5": 5, "dopri8": 8, "bosh3": 3, "fehlberg2": 2, "adaptive_heun": 2}
 ADAMS = ("explicit_adams", "implicit_adams")

@@ -21,6 +21,7 @@ from amaml_core.ode.adjoint import (
     backsolve,
     check_backward,
     discrete,
+    gradient_order,
     tracked,
 )
 from amaml_core.ode.scheme import FIXED_GRIDS, NumStates, SolverFailedError, System
@@ -99,7 +100,7 @@ def adjoint_gradient(
         rtol: of an adaptive solver.
         atol: likewise.
         estimate_error: whether the gradient is compared with others of half and, where those differ, of twice the
-            resolution. None: where its defect or an unstable step makes it doubtful. False: never.
+            resolution. None: where its defect, an unstable step or backward="discrete" makes it doubtful. False: never.
 
     Returns:
         u(t1) and dL/du0, and what stands behind them.
@@ -158,9 +159,9 @@ def adjoint_gradient(
         share = float(defect(found.adjoint, first, (found.terminal * last).sum(-1), start, horizon).share)
     error, unstable = None, found.unstable(start, backward)
     finite = bool(torch.isfinite(found.adjoint).all())
-    if estimate_error or (estimate_error is None and finite and (unstable or share > SUSPICIOUS)):
-        order = ADAPTIVE.get(forward, FIXED_GRIDS[forward].order if forward in FIXED_GRIDS else 2)
-        order = min(order, BACKWARD[backward].order) if backward in BACKWARD else order
+    doubtful = unstable or share > SUSPICIOUS or backward == "discrete"  # of which the defect sees little
+    if estimate_error or (estimate_error is None and finite and doubtful):
+        order = gradient_order(forward, backward)
         error = math.inf  # also where the others cannot be had: what was found is handed out all the same
         with suppress(SolverFailedError):
             coarse = once(0.5)

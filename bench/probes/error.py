@@ -27,7 +27,8 @@ def measure(problem: BenchProblem, cell: Cell) -> Measurement:
         if not bool(torch.isfinite(grad).all()):
             continue
         samples["query_loss"].append(float(out.query_loss.mean()))
-        if (estimate := getattr(out, "error_estimate", None)) is not None:
+        estimate = getattr(out, "error_estimate", None)
+        if estimate is not None and bool(torch.isfinite(estimate).all()):  # infinite where it could not be had
             samples["error_estimate"].append(float(estimate.mean()))
         known = problem.known_references(cell, sample)
         if isinstance(problem, MetaBenchProblem):

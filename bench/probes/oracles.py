@@ -24,7 +24,7 @@ from torch import Tensor
 
 import amaml_core as am
 from bench import cache, sources
-from bench.problems.base import MetaBenchProblem
+from bench.problems.base import BenchProblem, MetaBenchProblem
 from bench.records import Cell, canonical_json
 
 Instance = tuple[am.MetaProblem, Tensor, am.TaskBatch]
@@ -161,8 +161,16 @@ def stationary(instance: Instance, *, lam: float) -> Tensor:
 ORACLES: dict[str, Callable[..., Tensor | None]] = {"flow": flow, "unrolled": unrolled, "stationary": stationary}
 
 
-def references(problem: MetaBenchProblem, cell: Cell, sample: int) -> dict[str, Tensor]:
-    """The references ``[d]`` that apply to a cell, by target, at one of the problem's start values."""
+def references(problem: BenchProblem, cell: Cell, sample: int) -> dict[str, Tensor]:
+    """The references ``[d]`` that apply to a cell, by target, at one of the problem's start values.
+
+    Raises:
+        InputError: the problem has no model.
+    """
+    if not isinstance(problem, MetaBenchProblem):
+        raise am.InputError(
+            f"Problem {cell.problem} has no model, which the probe {cell.probe} needs; use another, or the probe error."
+        )
     about = asdict(problem) | {"problem": cell.problem, "seed": cell.seed, "sample": sample}
     dtype = problem.reference_dtype()
     if dtype != torch.float64:

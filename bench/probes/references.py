@@ -22,7 +22,12 @@ def measure(problem: MetaBenchProblem, cell: Cell) -> Measurement:
 
     v is as much along the reference as across it. The difference is of query losses of the module itself, called as
     anybody would, on flows by DOP853: no adjoint, no second derivative, nothing of ``amaml_core`` but the order of θ.
+
+    Raises:
+        InputError: the inner loss has a proximal term.
     """
+    if cell.options.get("prox"):
+        raise am.InputError("The probe references solves plain flows; use prox=0.")
     result, off = Measurement(), []
     horizon = cell.options["inner_steps"] * cell.options["inner_lr"]
     for sample in range(problem.samples):

@@ -10,6 +10,7 @@ from torch import nn
 
 import amaml_core as am
 from amaml_core.methods.accuracy import RECHECKED, Cleared, cleared, estimated
+from amaml_core.methods.amaml import FEW
 
 D = torch.float64
 ACCEPTED = {"num_states": "accepted"}
@@ -260,17 +261,41 @@ def test_a_solve_that_is_differentiated_is_looked_into_unasked(regression):
     assert never.meta_gradient(problem, regression.theta, regression.tasks).error_estimate is None
 
 
+def test_a_few_wide_steps_are_looked_into_unasked():
+    options = {"forward": "rk43", "backward": "rk4", "rtol": 0.5} | ACCEPTED
+    few = run([1.0], quadratic(1.0), norm, 1.0, 10, **options)
+    many = run([1.0], quadratic(1.0), norm, 20.0, 200, **options)
+    assert few.stats["forward_steps"] <= FEW < many.stats["forward_steps"]
+    assert few.error_estimate is not None
+    assert many.error_estimate is None
+    assert few.status == many.status == ("ok",)
+
+
+def estimate_of(out, coarse, fine=None, **more):
+    again = {0.5: coarse, 2.0: fine}
+    return estimated(out, again.get, **{"order": 4, "overrule": True, "remedy": lambda _: "raise num_states"} | more)
+
+
+def made(grad, steps, mismatch, told="ok"):
+    """A gradient of one number, whose defect is its mismatch."""
+    one, grad = torch.ones(1, dtype=D), torch.tensor([[grad]], dtype=D)
+    status, stats = (am.Status(told, "lower rtol."),), {"forward_steps": steps, "states_stored": steps + 1}
+    about = {"horizon_grad": one, "defect": mismatch * one, "mismatch": mismatch * one}
+    return am.MetaGradient(grad, one, one, status, stats, grad, {"theta": grad[0]}, **about)
+
+
+@pytest.mark.parametrize(("mismatch", "share"), [(0.9, 0.5), (0.35, 1.0)])
+def test_across_kinks_no_order_is_believed(mismatch, share):
+    """The mismatch is 0.3; one of 0.9 at half the resolution is an error of the solve, and one of 0.35 a jump."""
+    found = estimate_of(made(1.0, 20, 0.3), made(1.08, 10, mismatch))
+    assert float(found.error_estimate) == pytest.approx(share * 0.08)
+    assert ("kinks" in found.status[0].remedy) == (share == 1.0)
+
+
 @pytest.mark.parametrize(("finer_steps", "told"), [(100, "ok"), (52, "diverged")])
 def test_only_smaller_steps_clear_what_was_unstable(finer_steps, told):
     """Where stability decides on the steps, twice the resolution is the same solve, as unstable as the first."""
-
-    def made(grad, steps, defect):
-        one, grad = torch.ones(1, dtype=D), torch.tensor([[grad]], dtype=D)
-        status, stats = (am.Status("diverged", "lower rtol."),), {"forward_steps": steps, "states_stored": steps + 1}
-        about = {"horizon_grad": one, "defect": defect * one, "mismatch": defect * one}
-        return am.MetaGradient(grad, one, one, status, stats, grad, {"theta": grad[0]}, **about)
-
-    again = {0.5: made(1e6, 49, 1.0), 2.0: made(1.02e9, finer_steps, 0.1)}
-    found = estimated(made(1e9, 50, 0.9), again.get, order=4, overrule=True, remedy=lambda _: "raise num_states")
+    unstable, coarse = made(1e9, 50, 0.9, "diverged"), made(1e6, 49, 1.0, "diverged")
+    found = estimate_of(unstable, coarse, made(1.02e9, finer_steps, 0.1, "diverged"))
     assert found.status == (told,)
     assert float(found.error_estimate) == pytest.approx(0.02, rel=0.1)

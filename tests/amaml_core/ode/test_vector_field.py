@@ -92,3 +92,17 @@ def test_what_was_found_is_not_lost_where_its_estimate_fails(monkeypatch):
     assert float(found.grad) == pytest.approx(math.exp(-2), rel=1e-3)
     assert found.status == "inaccurate"
     assert found.error_estimate == math.inf
+
+
+def test_a_solve_that_is_differentiated_is_looked_into_unasked():
+    options = {"forward": "rk4", "backward": "discrete"}
+    rough = am.adjoint_gradient(decay(20.0), ONE, 1.0, torch.ones_like, 10, **options)  # exact: e^(-20)
+    assert float(rough.grad) > 1e-5
+    assert rough.status == "inaccurate"
+    fine = am.adjoint_gradient(decay(1.0), ONE, 1.0, torch.ones_like, 10, **options)
+    assert fine.status == "ok"
+    assert fine.error_estimate < 1e-4
+    assert (
+        am.adjoint_gradient(decay(1.0), ONE, 1.0, torch.ones_like, 10, estimate_error=False, **options).error_estimate
+        is None
+    )

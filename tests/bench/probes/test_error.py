@@ -25,3 +25,14 @@ def test_distances():
     a, b = torch.tensor([3.0, 4.0]), torch.tensor([0.0, 5.0])
     assert relative_error(a, b) == pytest.approx(10**0.5 / 5)
     assert cosine(a, b) == pytest.approx(0.8)
+
+
+def test_an_estimate_is_recorded_and_one_that_could_not_be_had_is_not(make_cell, monkeypatch):
+    problem = make_problem("cosmixture", {"shots": 5, "width": 4})
+    options, _ = problem.resolve_method(
+        "amaml", {"inner_steps": 5, "inner_lr": 0.01, "forward": "rk4", "backward": "rk4", "estimate_error": True}
+    )
+    cell = make_cell("amaml").model_copy(update={"dtype": "float64", "options": options})
+    assert 0 < measure(problem, cell).metrics["error_estimate"] < 1e-2
+    monkeypatch.setattr("amaml_core.methods.accuracy.distance", lambda *_: torch.full((5,), torch.inf))
+    assert "error_estimate" not in measure(problem, cell).metrics  # JSON has no infinity

@@ -1,3 +1,4 @@
+from amaml_core.methods.accuracy import RECHECKED
 from reports.evidence import Evidence
 from reports.load import tabulate
 from reports.sections import tolerance
@@ -27,3 +28,7 @@ def test_without_records_it_is_only_named(make):
     section = tolerance.section(Evidence(tabulate([make()])))
     assert (section.figures, section.findings) == ([], [])
     assert not any(table.rows for table in section.tables)
+
+
+def test_settings_are_kept_for_as_long_as_the_core_keeps_them():
+    assert tolerance.RECHECKED == RECHECKED
