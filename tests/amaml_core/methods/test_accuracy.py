@@ -284,6 +284,13 @@ def made(grad, steps, mismatch, told="ok"):
     return am.MetaGradient(grad, one, one, status, stats, grad, {"theta": grad[0]}, **about)
 
 
+def test_what_diverged_is_not_looked_into_for_being_unproven():
+    options = {"forward": "rk4", "backward": "discrete", "num_states": 40}
+    lost = run([1.0], lambda u: -(u**4).sum(), norm, 20.0, 40, **options)  # u' = 4u³ leaves the finite numbers
+    assert lost.status[0] == "diverged"
+    assert lost.error_estimate is None
+
+
 @pytest.mark.parametrize(("mismatch", "share"), [(0.9, 0.5), (0.35, 1.0)])
 def test_across_kinks_no_order_is_believed(mismatch, share):
     """The mismatch is 0.3; one of 0.9 at half the resolution is an error of the solve, and one of 0.35 a jump."""

@@ -7,6 +7,7 @@ import torch
 from oracles import differences, relative
 
 import amaml_core as am
+from amaml_core.ode.adjoint import gradient_order
 
 TIGHT = {"forward": "dopri8", "rtol": 1e-12, "atol": 1e-13}
 ORDERS = {
@@ -223,3 +224,19 @@ def test_autodiff_refuses_bad_options_by_name(change, named):
     options = {"t1": 1.0, "num_states": 5, **change}
     with pytest.raises(am.InputError, match=named):
         am.autodiff_gradient(logistic, double(0.5), terminal_grad=lambda u: u, **options)
+
+
+@pytest.mark.parametrize(
+    ("forward", "backward", "order"),
+    [
+        ("rk4", "rk4", 4),
+        ("rk4", "modified_euler", 2),
+        ("heun", "discrete", 2),
+        ("dopri5", "rk4", 4),
+        ("rk43", "discrete", 4),
+        ("rkg2", "discrete", 1),  # stabilised steps are taken where λ is far from their order
+        ("explicit_adams", "modified_euler", 2),
+    ],
+)
+def test_the_order_of_a_gradient_is_the_lower_of_both_ways(forward, backward, order):
+    assert gradient_order(forward, backward) == order

@@ -106,3 +106,12 @@ def test_a_solve_that_is_differentiated_is_looked_into_unasked():
         am.adjoint_gradient(decay(1.0), ONE, 1.0, torch.ones_like, 10, estimate_error=False, **options).error_estimate
         is None
     )
+
+
+def test_a_solve_of_no_smaller_steps_clears_nothing_that_was_unstable(monkeypatch):
+    """Stability decides on dopri5's steps whatever the tolerance, and rk4 is unstable along all of them."""
+    monkeypatch.setattr(vector_field, "distance", lambda found, other, unit: torch.tensor(0.02))
+    options = {"forward": "dopri5", "backward": "rk4", "rtol": 1e-2, "atol": 1e-2}
+    found = am.adjoint_gradient(decay(60.0), ONE, 20.0, torch.ones_like, "accepted", **options)
+    assert float(found.grad) > 1e10
+    assert found.status == "diverged"

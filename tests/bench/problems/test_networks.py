@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from amaml_core import InputError
+from amaml_core import InputError, Status
+from amaml_core.methods.accuracy import KINKS
 from bench.probes.honesty import measure
 from bench.problems import make_problem
 from bench.problems.networks import KINDS
@@ -56,3 +57,14 @@ def test_a_lie_is_counted(monkeypatch):
     options = {"inner_steps": 400, "inner_lr": 0.05, "num_states": 4, "estimate_error": False}
     monkeypatch.setattr("amaml_core.methods.base._judged", lambda done, flags, inner: ["ok"] * len(done.u))
     assert measure(problem, cell(problem, **options)).metrics["missed_draws"] == 2
+
+
+@pytest.mark.parametrize(("kind", "kinked", "alarmed"), [("relu", 1, 0), ("mlp", 0, 1)])
+def test_a_word_on_kinks_is_a_false_alarm_where_there_are_none(monkeypatch, kind, kinked, alarmed):
+    problem = make_problem("networks", {"kind": kind, "samples": 1, "examples": 6})
+    told = Status("inaccurate", KINKS.format(0.5))
+    monkeypatch.setattr("amaml_core.methods.accuracy._verdict", lambda *_: told)
+    options = {"inner_steps": 2, "forward": "rk4", "backward": "rk4", "num_states": 20, "estimate_error": True}
+    found = measure(problem, cell(problem, **options)).metrics
+    assert (found["near_draws"], found["ok_draws"]) == (1, 0)
+    assert (found["kinked_draws"], found["alarmed_draws"]) == (kinked, alarmed)
