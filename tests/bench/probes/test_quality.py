@@ -141,10 +141,10 @@ def test_a_problem_without_training_is_refused(make_cell):
 
 def test_killed_and_run_again_it_ends_in_the_same_numbers(tmp_path, monkeypatch):
     """The runner with its workers dies in mid-training; a second run goes on and ends where an undisturbed one does."""
-    cell = small_cell("fomaml", more={"outer_updates": 1200})
+    cell = small_cell("fomaml", more={"outer_updates": 400})
     expected = measured(cell)
     sweep = tmp_path / "mine.toml"
-    options = "\n".join(f"{k} = {v}" for k, v in (SMALL | {"outer_updates": 1200}).items())
+    options = "\n".join(f"{k} = {v}" for k, v in (SMALL | {"outer_updates": 400}).items())
     sweep.write_text(
         f'description = "x"\n[[grid]]\nprobe = "quality"\nproblem = "cosmixture_training"\nmethod = "fomaml"\n'
         f'dtype = "float64"\nseed = 1\n[grid.options]\ninner_steps = 4\ninner_lr = 0.05\n'
