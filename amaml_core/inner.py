@@ -89,37 +89,37 @@ class InnerProblem:
             return None
         return 1 if self._on_blocks else per_call(cost)
 
-    def whole(self, function: Callable[[InnerProblem, Tensor], Any], key: Hashable, horizon: Tensor) -> Any:
-        """``function(self, horizon)``, on CUDA captured as one graph in the engines that capture.
+    def whole(self, function: Callable[..., Any], key: Hashable, *tensors: Tensor) -> Any:
+        """``function(self, *tensors)``, on CUDA captured as one graph in the engines that capture.
 
         ``function`` reads nothing from the device and returns any structure of tensors and plain values, the same plain
         values each time; ``key``: on what it depends besides.
         """
         if not self.captures:
-            return function(self, horizon)
-        arguments = [horizon, *self._inputs]
-        if recorded := self._known((key,), arguments, lambda: self._recorded(function, arguments)):
+            return function(self, *tensors)
+        arguments = [*tensors, *self._inputs]
+        if recorded := self._known((key,), arguments, lambda: self._recorded(function, arguments, len(tensors))):
             graph, counted, results = recorded
             self.stats.update(counted)
-            found = iter(graph(*arguments))
+            found = iter(graph(*arguments, owner=self))
             return tree_map(lambda leaf: next(found) if leaf is Tensor else leaf, results)
         alone = copy.copy(self)
         alone.captures = False
         if self.problem.engine == "graphed":
             alone.problem = self.problem.with_engine("eager")
-        return function(alone, horizon)
+        return function(alone, *tensors)
 
-    def _recorded(self, function: Callable[[InnerProblem, Tensor], Any], arguments: Sequence[Tensor]) -> Any:
+    def _recorded(self, function: Callable[..., Any], arguments: Sequence[Tensor], own: int) -> Any:
         """The graph of ``whole``, what it counts, and its results without their tensors; None where it cannot be."""
         last: list[Any] = []
 
-        def call(horizon: Tensor, *inputs: Tensor) -> list[Tensor]:
-            static = self._static(inputs)
-            results = function(static, horizon)
+        def call(*values: Tensor) -> list[Tensor]:
+            static = self._static(values[own:])
+            results = function(static, *values[:own])
             last[:] = static.stats, tree_map_only(Tensor, lambda _: Tensor, results)
             return [leaf for leaf in tree_leaves(results) if isinstance(leaf, Tensor)]
 
-        graph = self._graph(call, arguments)
+        graph = self._graph(call, arguments, own)
         return (graph, *last) if graph else None
 
     def _known(self, what: tuple[Hashable, ...], arguments: Sequence[Tensor], make: Callable[[], Any]) -> Any:
@@ -130,14 +130,16 @@ class InnerProblem:
                 kept[key] = make()
             return kept[key]
 
-    def _graph(self, function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor]) -> graphs.Graph | None:
+    def _graph(
+        self, function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor], own: int
+    ) -> graphs.Graph | None:
         """A function captured, the oldest graph let go where there are many; None, and told, where it cannot be."""
         kept = self.problem.compiled
         held = [key for key, value in kept.items() if isinstance(value, tuple) and isinstance(value[0], graphs.Graph)]
         if len(held) >= graphs.MOST:
             del kept[held[0]]
         try:
-            return graphs.Graph(function, arguments)
+            return graphs.Graph(function, arguments, own)
         except InputError:
             raise
         except RuntimeError as error:
@@ -216,14 +218,25 @@ class InnerProblem:
 
     def _built(self, compile_: Callable[..., Any], step: Step, tensors: Sequence[Tensor]) -> Any:
         """What a step's built form gives; None where there is none."""
-        arguments = [tensor.contiguous() for tensor in (*tensors, *self._inputs)]
-        build = partial(self._build, compile_, step, arguments, len(tensors))
+        own = [tensor.contiguous() for tensor in tensors]
+        arguments = [*own, *self._inputs]
         what = compile_, step, self.captures, torch.get_num_threads()
-        function, counted = self._known(what, arguments, build)
+        again = (*what, *map(_kind, own))  # the rest of the key stays as it is meanwhile
+        if again not in self._found:
+            build = partial(self._build, compile_, step, arguments, len(own))
+            self._found[again] = self._known(what, arguments, build)
+        function, counted = self._found[again]
         if function is None:
             return None
         self.stats.update(counted)
+        if isinstance(function, graphs.Graph):
+            return self._told(function, *arguments, owner=self)
         return self._told(function, *arguments)
+
+    @cached_property
+    def _found(self) -> dict[Hashable, Any]:
+        """What was built for these very inputs."""
+        return {}
 
     @cached_property
     def _inputs(self) -> list[Tensor]:
@@ -269,7 +282,7 @@ class InnerProblem:
             except inductor.OtherNumbersError as error:
                 self.problem.tell(f"{error}: such steps are not compiled.")
         if self.captures and compile_ is inductor.compile_function:
-            built = self._graph(built or pure, arguments) or built
+            built = self._graph(built or pure, arguments, own) or built
         return built, counted
 
     def _static(self, inputs: Sequence[Tensor]) -> InnerProblem:
@@ -299,7 +312,7 @@ class InnerProblem:
         leaves, structure = tree_flatten((self.support, self.query))
         traced = copy.copy(self)
         traced.theta, traced.stats, traced.captures = theta, Counter(), False
-        for name in ("_inputs", "_on_blocks"):
+        for name in ("_inputs", "_on_blocks", "_found"):
             traced.__dict__.pop(name, None)
         traced.support, traced.query = tree_unflatten(rest[: len(leaves)], structure)
         traced.problem = self.problem.traced(dict(zip(self.problem.frozen(), rest[len(leaves) :], strict=True)))

@@ -7,13 +7,14 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 import torch
 from torch import Tensor
 
 from amaml_core.engine.threads import one_at_a_time
 
+copy: Callable[[Sequence[Tensor], Sequence[Tensor]], Any] = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
 FEW = 1000  # numbers of a tensor on the host that a kernel may have been given as they were
 MOST = 32  # graphs that a problem keeps at once; the oldest goes first, and its memory with it
 
@@ -64,22 +65,29 @@ class Graph:
     Args:
         function: of tensors, without any read by the host.
         examples: as it will be called.
+        own: so many of the arguments may be others at each call; the rest stays as it is for an owner.
 
     Raises:
         RuntimeError: something in it cannot be captured.
     """
 
-    def __init__(self, function: Callable[..., Sequence[Tensor]], examples: Sequence[Tensor]) -> None:
+    def __init__(self, function: Callable[..., Sequence[Tensor]], examples: Sequence[Tensor], own: int) -> None:
+        self.own, self.owner = own, ref(self)
         self.inputs = [example.detach().clone(memory_format=torch.contiguous_format) for example in examples]
         self.recording = record(lambda: tuple(output.detach() for output in function(*self.inputs)))
         alive.add(self)
 
-    def __call__(self, *arguments: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, *arguments: Tensor, owner: object) -> tuple[Tensor, ...]:
         """The function's results for these arguments."""
         with one_at_a_time, torch.no_grad(), self.recording.turn():
-            torch._foreach_copy_(self.inputs, [argument.detach() for argument in arguments])  # pyright: ignore[reportPrivateImportUsage]
+            changed = self.own if self.owner() is owner else len(arguments)
+            self.owner = ref(owner)
+            if changed:
+                copy(self.inputs[:changed], arguments[:changed])
             self.recording.replay()
-            return tuple(output.clone() for output in self.recording.outputs)
+            results = [torch.empty_like(output) for output in self.recording.outputs]
+            copy(results, self.recording.outputs)
+            return tuple(results)
 
 
 alive: WeakSet[Graph] = WeakSet()

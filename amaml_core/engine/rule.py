@@ -11,6 +11,7 @@ Built = Literal["eager", "graphed", "compiled"]
 PAYBACK = 200  # planned outer updates from which on compilation (10 to 60 s) pays for itself with a small network
 CAPTURES_PAY = 5  # planned outer updates on CUDA from which on a capture, which costs about two of them, pays
 SMALL = 20_000  # adapted parameters up to which dispatch, and not arithmetic, takes the time of an eager update
+PER_GRAPH = 8  # steps of a trajectory in one CUDA graph: enough to hide the host's work, few enough to be kept
 BUDGET = 12  # gradients or products in one compiled call: they hide the call's own cost and compile in seconds
 
 

@@ -69,11 +69,11 @@ def tracked(
     whole = len(steps)
     for start, last in reversed(trajectory.segments()):
         states = trajectory.replay(system, start, last)
-        for count in pieces(last - start, system.per_call(cost) or last - start):
+        for count in pieces(last - start, system.per_chain or last - start):
             first = last - count
             here = states[first - start : last - start + 1]
-            step = Retreat(tableau, count, integrate, goes_on=count < whole)
-            found = system.run(step, times[first:last], steps[first:last], *found, *here[:-1], here[-1])
+            way = WayBack(Retreat(tableau, count, integrate, goes_on=count < whole), cost)
+            found = system.chain(way, times[first:last], steps[first:last], *found, *here[:-1], here[-1])
             last = first
     return AdjointSolution(found[0], found[2] if integrate else None, found[1])
 
@@ -126,6 +126,25 @@ class Retreat:
             if found and (j or self.goes_on):
                 found = [product(adjoint), value]
         return (adjoint, stiffness, *([] if integral is None else [integral]), *found)
+
+
+@dataclass(frozen=True)
+class WayBack:
+    """What a ``Retreat`` does, in as many calls as its ``cost``, that of an interval in products, asks for."""
+
+    retreat: Retreat
+    cost: int
+
+    def __call__(self, system: System, times: Tensor, steps: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """See ``Retreat``."""
+        last = count = self.retreat.count
+        found, states = tensors[: -count - 1], tensors[-count - 1 :]
+        for length in pieces(count, system.per_call(self.cost) or count):
+            first = last - length
+            part = replace(self.retreat, count=length, goes_on=self.retreat.goes_on or length < count)
+            found = system.run(part, times[first:last], steps[first:last], *found, *states[first : last + 1])
+            last = first
+        return found
 
 
 def discrete(system: System, trajectory: Trajectory, terminal: Float[Tensor, "tasks params"]) -> AdjointSolution:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from amaml_core.engine.rule import PER_GRAPH
 from amaml_core.inner import InnerProblem
 from amaml_core.ode.scheme import OneStep, SolverFailedError, System, Transposed
 
@@ -45,6 +46,15 @@ class GradientFlow(System):
         """See ``System.run``; compiled in the compiled engine."""
         self._spend()
         return self.inner.run(_OfFlow(step), *tensors)
+
+    @property
+    def per_chain(self) -> int | None:
+        """See ``System.per_chain``."""
+        return PER_GRAPH if self.inner.captures else None
+
+    def chain(self, steps: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
+        """See ``System.chain``; one CUDA graph in the engines that capture."""
+        return self.inner.whole(_OfFlow(steps), steps, *tensors)
 
     def transposed(self, step: OneStep, u: Tensor, t: Tensor, h: Tensor, v: Tensor) -> Tensor:
         """See ``System.transposed``."""

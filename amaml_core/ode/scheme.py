@@ -69,6 +69,13 @@ class System:
         """(∂step(self, u, t, h)/∂u)ᵀ v, ``[B, d]``; f must be differentiable."""
         return self.run(Transposed(step), u, t, h, v)[0]
 
+    per_chain: int | None = None
+    """How many steps ``chain`` takes at once; None: all."""
+
+    def chain(self, steps: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
+        """``steps(self, *tensors)``, which runs steps one after the other and reads nothing from the device."""
+        return steps(self, *tensors)
+
     def per_call(self, cost: int) -> int | None:
         """How many steps of this many evaluations make one compiled call; None where nothing is compiled."""
         return None
