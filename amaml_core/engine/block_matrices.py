@@ -11,7 +11,24 @@ from torch import fx
 
 STAND_IN = 999_983  # tasks while tracing: a prime, so that the axis of tasks is known by its length
 LARGEST = 2**13  # elements of a matrix that a block can hold several of
-ROWS = 32  # examples of a task that a block takes where several share them
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How blocks share a task's examples.
+
+    Attributes:
+        rows: examples that a block takes.
+        light: products up to which a kernel holds little enough for what comes before it too.
+        small: warps of a block of such a kernel, and how it multiplies float32: in full, or by the matrix units in
+            three passes, which takes fewer registers and leaves an error of rounding.
+        large: likewise, of the others.
+    """
+
+    rows: int
+    light: int
+    small: tuple[int, str]
+    large: tuple[int, str]
 
 
 class UnsupportedError(Exception):
@@ -88,7 +105,7 @@ class Kernel:
         graph: traced with ``STAND_IN`` tasks.
         sizes: the shapes of the adapted parameters, in the order of the flat vector.
         data: which of the graph's inputs hold examples along the axis after that of the tasks.
-        shared: whether several blocks share a task's examples.
+        shared: how blocks share a task's examples; None: a block has a task to itself.
         known: what other kernels have written, in the order in which their memory is handed on, and in how many parts.
         target: what this kernel is to write, if not the step's results.
         heavy: whether it leaves to other kernels what comes before its sum.
@@ -99,7 +116,7 @@ class Kernel:
         graph: fx.GraphModule,
         sizes: Sequence[tuple[int, ...]],
         data: Sequence[int],
-        shared: bool,
+        shared: Sharing | None,
         known: Mapping[fx.Node, int],
         target: fx.Node | None = None,
         heavy: bool = False,
@@ -115,17 +132,17 @@ class Kernel:
         self.products = 0
         self.index: dict[str, None] = {}
         if shared:
-            self._share(sizes)
+            self._share(shared.rows, sizes)
 
-    def _share(self, sizes: Sequence[tuple[int, ...]]) -> None:
+    def _share(self, rows: int, sizes: Sequence[tuple[int, ...]]) -> None:
         """Cut the examples into parts; they are known by their number, which must be nothing else's."""
         used = [self.inputs[place].meta["val"].shape for place in self.data if self.inputs[place].users]
         found = {shape[1] if len(shape) > 1 else 0 for shape in used}
         others = {length for shape in (*sizes, *(shape[2:] for shape in used)) for length in (*shape, math.prod(shape))}
         self.examples = found.pop() if len(found) == 1 else 0
-        if self.examples < ROWS or self.examples in others | {self.dim, STAND_IN}:
+        if self.examples <= rows or self.examples in others | {self.dim, STAND_IN}:
             raise UnsupportedError("examples that cannot be told from other numbers, or few")
-        self.parts = -(-self.examples // ROWS)
+        self.parts = -(-self.examples // rows)
         self.own = -(-self.examples // self.parts)
 
     def new(self, text: str, shape: Sequence[int], matrix: tuple[int, int], clean: bool, kind: str = "free") -> Block:

@@ -18,15 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from amaml_core.engine.block_matrices import STAND_IN, Block, Flat, NeededError, UnsupportedError
-from amaml_core.engine.block_operators import Writer
+from amaml_core.engine.block_matrices import STAND_IN, Block, Flat, NeededError, Sharing, UnsupportedError
+from amaml_core.engine.block_operators import MOST_PRODUCTS, Writer
 
 WARPS = 8  # of a block that has a task to itself
 MOST_KERNELS = 24  # of a step
-LIGHT = 8  # products up to which a kernel of shared examples holds little enough for what comes before it too
-# Warps of a block that shares its task, and how float32 is multiplied: in full, or where that takes more registers than
-# there are, by the matrix units in three passes, which leave an error of rounding.
-LIGHT_KERNEL, HEAVY_KERNEL = (4, "ieee"), (2, "tf32x3")
+PRECISION = "tf32x3"  # of products there: see ``Sharing``
+# Where the card holds all blocks at once what counts is how long one takes, else how many it holds.
+FEW = Sharing(rows=16, light=MOST_PRODUCTS, small=(8, "ieee"), large=(8, "ieee"))
+MANY = Sharing(rows=32, light=8, small=(4, "ieee"), large=(2, "tf32x3"))
+AT_ONCE = 2  # blocks for each multiprocessor that are few
 CLOSE = 1e-3  # results to those of the operators one by one, at the first arguments
 
 
@@ -51,18 +52,20 @@ class Program:
         kernels: those before the last one: the text, numbers of a task, parts, warps.
         last: the kernel that writes the results.
         shapes: of these, without the axis of tasks.
-        parts: blocks that share a task.
+        warps: of its blocks.
         rest: the step's results from its arguments and those of the last kernel.
     """
 
     kernels: list[tuple[str, int, int, int]]
     last: str
     shapes: list[tuple[int, ...]]
-    parts: int
+    warps: int
     rest: fx.GraphModule
 
 
-def program(graph: fx.GraphModule, sizes: Sequence[tuple[int, ...]], data: Sequence[int], shared: bool) -> Program:
+def program(
+    graph: fx.GraphModule, sizes: Sequence[tuple[int, ...]], data: Sequence[int], shared: Sharing | None
+) -> Program:
     """A graph's kernels; arguments as for ``Writer``.
 
     Raises:
@@ -73,8 +76,9 @@ def program(graph: fx.GraphModule, sizes: Sequence[tuple[int, ...]], data: Seque
     heavy: set[fx.Node] = set()
     while True:
         try:
-            last, shapes, parts, rest = _last(graph, Writer(graph, sizes, data, shared, known))
-            return Program(kernels, last, shapes, parts, rest)
+            writer = Writer(graph, sizes, data, shared, known)
+            shapes, rest = _last(graph, writer)
+            return Program(kernels, _text(writer, shared), shapes, _manner(writer, shared)[0], rest)
         except NeededError as needed:
             target = needed.node
         while target not in known:
@@ -86,18 +90,18 @@ def program(graph: fx.GraphModule, sizes: Sequence[tuple[int, ...]], data: Seque
                     raise UnsupportedError("sums over examples that need each other") from None
                 target = needed.node
                 continue
-            if writer.products > LIGHT and target not in heavy:
+            if shared and writer.products > shared.light and target not in heavy:
                 heavy.add(target)
                 continue
             pieces = value.pieces if isinstance(value, Flat) else [value]
             known[target] = writer.parts if any(one.kind == "sum" for one in pieces) else 1
             writer.store(0, math.prod(shape), value, shape)
-            warps = (LIGHT_KERNEL if writer.products <= LIGHT else HEAVY_KERNEL)[0]
-            kernels.append((_text(writer), math.prod(shape), known[target], warps))
+            text, (warps, _) = _text(writer, shared), _manner(writer, shared)
+            kernels.append((text, math.prod(shape), known[target], warps))
 
 
-def _last(graph: fx.GraphModule, writer: Writer) -> tuple[str, list[tuple[int, ...]], int, fx.GraphModule]:
-    """The kernel that writes the results: its text, their shapes, the parts of a task, and what follows."""
+def _last(graph: fx.GraphModule, writer: Writer) -> tuple[list[tuple[int, ...]], fx.GraphModule]:
+    """The kernel that writes the results: their shapes, and what follows it."""
     (results,) = next(node for node in graph.graph.nodes if node.op == "output").args
     written: dict[fx.Node, Block | Flat] = {}
     late: dict[fx.Node, None] = {}
@@ -135,15 +139,22 @@ def _last(graph: fx.GraphModule, writer: Writer) -> tuple[str, list[tuple[int, .
     for node in late:
         known[node] = rest.node_copy(node, known.__getitem__)
     rest.output(tuple(known[node] for node in results))
-    return _text(writer), shapes, writer.parts, fx.GraphModule(graph, rest)
+    return shapes, fx.GraphModule(graph, rest)
 
 
-def _text(writer: Writer) -> str:
+def _manner(writer: Writer, shared: Sharing | None) -> tuple[int, str]:
+    """Warps and precision of a kernel."""
+    if shared is None:
+        return WARPS, PRECISION
+    return shared.small if writer.products <= shared.light else shared.large
+
+
+def _text(writer: Writer, shared: Sharing | None) -> str:
     given = [node for node in writer.known if node is not writer.target]
     names = [f"in{i}" for i in range(len(writer.inputs))] + [f"sum{i}" for i in range(len(given))] + ["out"]
     left = [f"left = tl.minimum({writer.examples} - part * {writer.own}, {writer.own})"] if writer.parts > 1 else []
     body = "\n    ".join([*left, *writer.index, *writer.lines])
-    _, precision = LIGHT_KERNEL if writer.parts > 1 and writer.products <= LIGHT else HEAVY_KERNEL
+    _, precision = _manner(writer, shared)
     return HEADER.format(
         names=[*names, "tasks"], arguments=", ".join(names), body=body.replace("PRECISION", f'"{precision}"')
     )
@@ -190,13 +201,16 @@ def build(
     if any(node.op == "get_attr" for node in traced.graph.nodes):
         raise UnsupportedError("a tensor that is closed over")
     traced.graph.eliminate_dead_code()
+    place, axis = next((i, axis) for i, axis in enumerate(axes) if axis is not None)
+    tasks = examples[place].shape[axis]
     try:
-        made = program(traced, sizes, data, shared=True)
+        longest = max((examples[i].shape[1] for i in data if examples[i].ndim > 1), default=0)
+        few = tasks * -(-longest // FEW.rows) <= AT_ONCE * _multiprocessors(examples[0])
+        made = program(traced, sizes, data, FEW if few else MANY)
     except UnsupportedError:
-        made = program(traced, sizes, data, shared=False)
+        made = program(traced, sizes, data, None)
     kernels = [(PyCodeCache.load(text).kernel, *others) for text, *others in made.kernels]
     last, lengths = PyCodeCache.load(made.last).kernel, [math.prod(shape) for shape in made.shapes]
-    place, axis = next((i, axis) for i, axis in enumerate(axes) if axis is not None)
 
     def run(*arguments: Tensor) -> tuple[Tensor, ...]:
         tasks, empty = arguments[place].shape[axis], arguments[place].new_empty
@@ -206,11 +220,10 @@ def build(
             kernel[(tasks, parts)](*arguments, *written, out, tasks, num_warps=warps)
             written.append(out)
         out = empty(tasks * sum(lengths))
-        last[(tasks, 1)](*arguments, *written, out, tasks, num_warps=LIGHT_KERNEL[0] if made.parts > 1 else WARPS)
+        last[(tasks, 1)](*arguments, *written, out, tasks, num_warps=made.warps)
         found = out.split([tasks * length for length in lengths])
         return made.rest(*arguments, *(one.view(tasks, *shape) for one, shape in zip(found, made.shapes, strict=True)))
 
-    tasks = examples[place].shape[axis]
     written = tasks * max(sum(lengths), *(parts * length for _, length, parts, _ in made.kernels), 0)
     if max(written, *(example.numel() for example in examples)) >= 2**31:
         raise UnsupportedError("more numbers than an index of 32 bits tells apart")
@@ -221,6 +234,10 @@ def build(
         if not torch.allclose(found, expected, rtol=within, atol=within * size, equal_nan=True):
             raise UnsupportedError("other results than those of the operators")
     return run
+
+
+def _multiprocessors(tensor: Tensor) -> int:
+    return torch.cuda.get_device_properties(tensor.device).multi_processor_count
 
 
 def axis(tensor: Tensor, batch: int) -> int | None:

@@ -69,8 +69,10 @@ class System:
         """(∂step(self, u, t, h)/∂u)ᵀ v, ``[B, d]``; f must be differentiable."""
         return self.run(Transposed(step), u, t, h, v)[0]
 
-    per_chain: int | None = None
-    """How many steps ``chain`` takes at once; None: all."""
+    @property
+    def per_chain(self) -> int | None:
+        """How many steps ``chain`` takes at once; None: all."""
+        return None
 
     def chain(self, steps: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
         """``steps(self, *tensors)``, which runs steps one after the other and reads nothing from the device."""

@@ -7,6 +7,7 @@ inside of their tensors; and what a kernel does not write is NaN.
 
 import math
 import sys
+from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -139,6 +140,7 @@ def triton(monkeypatch):
     monkeypatch.setattr(graphs, "record", StandIn())
     monkeypatch.setattr(graphs, "possible", lambda device: True)
     monkeypatch.setattr(Compiled, "launches", 0)
+    monkeypatch.setattr(blocks, "_multiprocessors", lambda tensor: 132)
 
 
 def make(examples, activation=nn.Tanh, width=3, inputs=2, tasks=2):
@@ -170,9 +172,10 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("examples", [6, 33])  # a block a task, and two that share one
+@pytest.mark.parametrize(("examples", "at_once"), [(6, 2), (33, 2), (33, 0)])  # a block a task, three, two
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_is_what_the_eager_engine_finds(triton, name, examples):
+def test_every_method_is_what_the_eager_engine_finds(triton, monkeypatch, name, examples, at_once):
+    monkeypatch.setattr(blocks, "AT_ONCE", at_once)
     method, options = METHODS[name]
     problem, theta, tasks = make(examples)
     made = am.create_method(method, inner_steps=2, inner_lr=0.05, **options)
@@ -224,8 +227,7 @@ def itself(u):
 
 def test_a_step_of_rk4_is_a_kernel_for_each_gradient_and_one_for_the_results(triton, monkeypatch):
     made = programs(monkeypatch, _OfFlow(Advance(RK4, 1)), itself, stacked, per_task)
-    assert made.parts == 2
-    assert [parts for _, _, parts, _ in made.kernels] == [2, 2, 2, 2]
+    assert [parts for _, _, parts, _ in made.kernels] == [3, 3, 3, 3]
     assert "tl.dot" not in made.last
 
 
@@ -233,7 +235,8 @@ def test_a_heavy_kernel_leaves_what_comes_before_it_to_another(triton, monkeypat
     step = _OfFlow(Retreat(BACKWARD["rk4"], 1, False, True))
     arguments = (stacked, stacked, itself, lambda u: u[:, 0], itself, itself, itself, itself)
     light = programs(monkeypatch, step, *arguments)
-    monkeypatch.setattr(blocks, "LIGHT", 1)
+    monkeypatch.setattr(blocks, "AT_ONCE", 0)
+    monkeypatch.setattr(blocks, "MANY", replace(blocks.MANY, light=1))
     heavy = programs(monkeypatch, step, *arguments)
     sums = [[text for text, _, parts, _ in made.kernels if parts > 1] for made in (light, heavy)]
     assert len(sums[0]) == len(sums[1])
@@ -263,7 +266,7 @@ def test_examples_that_are_as_many_as_something_else_are_not_shared(triton, monk
     made, program = [], blocks.program
     monkeypatch.setattr(blocks, "program", lambda *args, **kinds: made.append(program(*args, **kinds)) or made[-1])
     assert inner._block(_detached_gradient, (inner.start().contiguous(),)) is not None
-    assert [one.parts for one in made] == [1]
+    assert [one.kernels for one in made] == [[]]
 
 
 def test_a_network_that_does_not_fit_goes_another_way(triton):
