@@ -14,7 +14,7 @@ from torch import Tensor
 
 from amaml_core.engine.threads import one_at_a_time
 
-copy: Callable[[Sequence[Tensor], Sequence[Tensor]], Any] = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
+copy: Any = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage]  # one kernel for many tensors
 FEW = 1000  # numbers of a tensor on the host that a kernel may have been given as they were
 MOST = 32  # graphs that a problem keeps at once; the oldest goes first, and its memory with it
 
