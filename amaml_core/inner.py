@@ -89,16 +89,17 @@ class InnerProblem:
             return None
         return 1 if self._on_blocks else per_call(cost)
 
-    def whole(self, function: Callable[..., Any], key: Hashable, *tensors: Tensor) -> Any:
-        """``function(self, *tensors)``, on CUDA captured as one graph in the engines that capture.
+    def whole(self, function: Callable[..., Any], key: Hashable, *given: Tensor | None) -> Any:
+        """``function(self, *given)``, on CUDA captured as one graph in the engines that capture.
 
         ``function`` reads nothing from the device and returns any structure of tensors and plain values, the same plain
         values each time; ``key``: on what it depends besides.
         """
         if not self.captures:
-            return function(self, *tensors)
-        arguments = [*tensors, *self._inputs]
-        if recorded := self._known((key,), arguments, lambda: self._recorded(function, arguments, len(tensors))):
+            return function(self, *given)
+        there = tuple(one is not None for one in given)
+        arguments = [*(one for one in given if one is not None), *self._inputs]
+        if recorded := self._known((key, there), arguments, lambda: self._recorded(function, arguments, there)):
             graph, counted, results = recorded
             self.stats.update(counted)
             found = iter(graph(*arguments, owner=self))
@@ -107,15 +108,16 @@ class InnerProblem:
         alone.captures = False
         if self.problem.engine == "graphed":
             alone.problem = self.problem.with_engine("eager")
-        return function(alone, *tensors)
+        return function(alone, *given)
 
-    def _recorded(self, function: Callable[..., Any], arguments: Sequence[Tensor], own: int) -> Any:
+    def _recorded(self, function: Callable[..., Any], arguments: Sequence[Tensor], there: Sequence[bool]) -> Any:
         """The graph of ``whole``, what it counts, and its results without their tensors; None where it cannot be."""
         last: list[Any] = []
+        own = sum(there)
 
         def call(*values: Tensor) -> list[Tensor]:
-            static = self._static(values[own:])
-            results = function(static, *values[:own])
+            static, mine = self._static(values[own:]), iter(values)
+            results = function(static, *(next(mine) if one else None for one in there))
             last[:] = static.stats, tree_map_only(Tensor, lambda _: Tensor, results)
             return [leaf for leaf in tree_leaves(results) if isinstance(leaf, Tensor)]
 

@@ -276,10 +276,8 @@ class AMAML(MetaGradientMethod):
     def _differentiate(self, inner: InnerProblem, horizon: Tensor) -> Outcome:
         path, horizon = self._solve(inner, horizon, keep=self.backward != "backsolve")
         end = path.states[-1].clone()  # a view would keep the whole trajectory alive
-        loss, terminal = inner.query_gradient(end)
-        horizon_grad = missed = None
-        if self.target == "flow":
-            horizon_grad = -(terminal * inner.gradient(end)).sum(-1)
+        key = type(self), repr(self)
+        loss, terminal, horizon_grad = inner.whole(self._at_end, (*key, "at_end"), end)
         if self.backward == "backsolve":
             try:
                 solution = backsolve(
@@ -308,17 +306,39 @@ class AMAML(MetaGradientMethod):
                 scheme = BACKWARD[self.backward]
                 solution = tracked(GradientFlow(inner), path, terminal, scheme, integrate=self.prox > 0)
             inner.stats["states_stored"] += len(path.states) + (path.every if path.every > 1 else 0)
-        if horizon_grad is not None:
-            start = inner.start()
-            missed = defect(solution.adjoint, -inner.gradient(start), horizon_grad, start, horizon)
-        grads = solution.adjoint if solution.integral is None else solution.adjoint + self.prox * solution.integral
-        doubts = (*self._doubts(inner.start(), end, solution), *self._spent(inner, horizon))
-        if missed is not None:
+        told = [getattr(solution, field.name) for field in fields(solution)]
+        out = inner.whole(self._at_start, (*key, "at_start"), horizon, end, loss, horizon_grad, *told)
+        doubts = (*out.doubts, *self._spent(inner, horizon))
+        if out.defect is not None:
             remedy = (
                 "⟨λ, f⟩ is not the same at both ends (defect {:.0%}), as of too few steps or of kinks (ReLU, "
                 "max-pooling); estimate_error=True tells how far off the gradient is."
             )
-            doubts += (Doubt(missed.share > SUSPICIOUS, "inaccurate", remedy, missed.share),)
+            doubts += (Doubt(out.defect > SUSPICIOUS, "inaccurate", remedy, out.defect),)
+        return replace(out, doubts=doubts)
+
+    def _at_end(self, inner: InnerProblem, end: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Query loss, λ(T), and of a flow dJ/dT."""
+        loss, terminal = inner.query_gradient(end)
+        slope = -inner.gradient(end) if self.target == "flow" else None
+        return loss, terminal, None if slope is None else (terminal * slope).sum(-1)
+
+    def _at_start(
+        self,
+        inner: InnerProblem,
+        horizon: Tensor,
+        end: Tensor,
+        loss: Tensor,
+        horizon_grad: Tensor | None,
+        adjoint: Tensor,
+        *solution: Tensor | None,
+    ) -> Outcome:
+        """The gradient that an ``AdjointSolution`` makes, and what is doubtful about it."""
+        found, missed, start = AdjointSolution(adjoint, *solution), None, inner.start()
+        if horizon_grad is not None:
+            missed = defect(found.adjoint, -inner.gradient(start), horizon_grad, start, horizon)
+        grads = found.adjoint if found.integral is None else found.adjoint + self.prox * found.integral
+        doubts = self._doubts(start, end, found)
         return Outcome(end, horizon, loss, grads, horizon_grad, *(missed or (None, None)), doubts)
 
     def _spent(self, inner: InnerProblem, horizon: Tensor) -> tuple[Doubt, ...]:

@@ -315,11 +315,17 @@ def _finished(run: Run, inner: InnerProblem, horizon: Tensor) -> tuple[Outcome, 
     if done.query_loss is None:
         with torch.no_grad():
             done = replace(done, query_loss=inner.query_loss(done.u))
-    finite = torch.ones_like(done.horizon, dtype=torch.bool)
-    for value in (done.u, done.query_loss, done.task_grads):
+    found = (done.horizon, done.u, done.query_loss, done.task_grads)
+    return done, inner.whole(_flags, _flags, *found, *(doubt.where for doubt in done.doubts))
+
+
+def _flags(inner: InnerProblem, horizon: Tensor, *found: Tensor | None) -> Tensor:
+    """Of each task: whether u, query loss or gradient are not finite, and the doubts, which follow them."""
+    finite = torch.ones_like(horizon, dtype=torch.bool)
+    for value in found[:3]:
         if value is not None:
             finite &= torch.isfinite(value).flatten(1).all(1) if value.ndim > 1 else torch.isfinite(value)
-    return done, torch.stack([~finite, *(doubt.where for doubt in done.doubts)])
+    return torch.stack([~finite, *(one for one in found[3:] if one is not None)])
 
 
 def _judged(done: Outcome, flags: Tensor, inner: InnerProblem) -> list[Status]:

@@ -179,14 +179,12 @@ def adaptive(
     own = keep and not grid  # the way back takes these steps too
     most = min(max_stiffness, BEARS[solver])
     with torch.no_grad():
-        slope = system.field(0.0 * scale, u)
-        ds, probe = _first_step(system, u, slope, scale, tolerance, 4 if solver == "rk43" else 3)
+        ds, slope, probe = _first_step(system, u, scale, tolerance, 4 if solver == "rk43" else 3)
         while s < 1.0:
             if steps + rejected >= max_steps:
                 raise SolverFailedError(f"{solver} took more than {max_steps} steps")
             if (solver in FAMILIES or own) and steps + rejected == 0:
-                for _ in range(4):  # what the trajectory itself never visits
-                    probe.look(system, u, slope, s * scale, scale)
+                probe.look(system, u, slope, s * scale, scale, times=4)  # what the trajectory itself never visits
                 known = probe.stiffness
             if probe.stiffness > 0:
                 ds = min(ds, most / probe.stiffness)
@@ -274,36 +272,75 @@ class Stiffness:
         stiffness: as far as known, a little on the safe side.
     """
 
-    def __init__(self, change: Tensor, moved: Tensor, scale: Tensor) -> None:
-        self._learn(change, moved, scale)
+    def __init__(self, found: float, direction: Tensor) -> None:
+        self._learn(found, direction)
 
-    def look(self, system: System, u: Tensor, slope: Tensor, t: Tensor, scale: Tensor) -> None:
-        """One more iteration, at u."""
-        moved = self.direction * (1e-3 * (1e-3 + _norm(u)))
-        self._learn(system.field(t, u + moved) - slope, moved, scale)
+    def look(self, system: System, u: Tensor, slope: Tensor, t: Tensor, scale: Tensor, times: int = 1) -> None:
+        """So many more iterations, at u."""
+        found, direction = system.chain(Look(times), u, slope, t, scale, self.direction)
+        self._learn(float(found), direction)
 
-    def _learn(self, change: Tensor, moved: Tensor, scale: Tensor) -> None:
-        size = _norm(change).clamp_min(torch.finfo(change.dtype).tiny)
-        found = float((1.1 * scale * size / _norm(moved).clamp_min(torch.finfo(change.dtype).tiny)).max())
-        self.stiffness = found if math.isfinite(found) else 0.0
-        ripple = torch.cos(torch.arange(change.shape[-1], dtype=change.dtype, device=change.device))
-        mixed = change / size + 0.1 * ripple / _norm(ripple)  # else a direction that is at rest would never be met
-        self.direction = mixed / _norm(mixed)
+    def _learn(self, found: float, direction: Tensor) -> None:
+        self.stiffness, self.direction = found if math.isfinite(found) else 0.0, direction
+
+
+@dataclass(frozen=True)
+class Look:
+    """``times`` iterations at u with f(t, u): (u, f, t, T ``[B, 1]``, direction) -> (T‖∂f/∂u‖, the next direction)."""
+
+    times: int
+
+    def __call__(
+        self, system: System, u: Tensor, slope: Tensor, t: Tensor, scale: Tensor, direction: Tensor
+    ) -> tuple[Tensor, ...]:
+        """See ``System.chain``."""
+        found = scale
+        for _ in range(self.times):
+            moved = direction * (1e-3 * (1e-3 + _norm(u)))
+            found, direction = _iterated(system.field(t, u + moved) - slope, moved, scale)
+        return found, direction
+
+
+def _iterated(change: Tensor, moved: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """What a change of f over a way says of T‖∂f/∂u‖, and where to go next."""
+    size = _norm(change).clamp_min(torch.finfo(change.dtype).tiny)
+    found = (1.1 * scale * size / _norm(moved).clamp_min(torch.finfo(change.dtype).tiny)).max()
+    ripple = torch.cos(torch.arange(change.shape[-1], dtype=change.dtype, device=change.device))
+    mixed = change / size + 0.1 * ripple / _norm(ripple)  # else a direction that is at rest would never be met
+    return found, mixed / _norm(mixed)
 
 
 def _first_step(
-    system: System, u: Tensor, slope: Tensor, scale: Tensor, tolerance: Tensor, power: int
-) -> tuple[float, Stiffness]:
-    """A first step, as a share of the horizon, and a first look at the stiffness (Hairer et al. 1993, sec. II.4)."""
-    unit = tolerance[1] + tolerance[0] * u.abs()
-    size, speed = float(largest_rms(u / unit)), float(largest_rms(scale * slope / unit))
+    system: System, u: Tensor, scale: Tensor, tolerance: Tensor, power: int
+) -> tuple[float, Tensor, Stiffness]:
+    """A first step, as a share of the horizon, f(0, u), and a look at the stiffness (Hairer et al. 1993, sec. II.4)."""
+    slope, sizes = system.chain(_start, u, scale, tolerance)
+    size, speed = sizes.tolist()
     if not 0 < speed < math.inf:
-        return 1.0, Stiffness(torch.zeros_like(u), torch.ones_like(u), scale)
+        found, direction = _iterated(torch.zeros_like(u), torch.ones_like(u), scale)
+        return 1.0, slope, Stiffness(float(found), direction)
     ds = min(0.01 * size / speed, 1.0) or 1e-6
-    moved = ds * scale * slope
-    change = system.field(ds * scale, u + moved) - slope
-    bend = float(largest_rms(scale * change / unit)) / ds
-    return min(100 * ds, (0.01 / max(speed, bend)) ** (1 / power)), Stiffness(change, moved, scale)
+    seen, direction = system.chain(_bend, u, slope, ds * scale, scale, tolerance)
+    bend, found = seen.tolist()
+    first = min(100 * ds, (0.01 / max(speed, bend / ds)) ** (1 / power))
+    return first, slope, Stiffness(found, direction)
+
+
+def _start(system: System, u: Tensor, scale: Tensor, tolerance: Tensor) -> tuple[Tensor, Tensor]:
+    """f(0, u), and the sizes of u and of T f in units of the tolerance."""
+    slope, unit = system.field(0.0 * scale, u), tolerance[1] + tolerance[0] * u.abs()
+    return slope, torch.stack([largest_rms(u / unit), largest_rms(scale * slope / unit)])
+
+
+def _bend(
+    system: System, u: Tensor, slope: Tensor, h: Tensor, scale: Tensor, tolerance: Tensor
+) -> tuple[Tensor, Tensor]:
+    """By how much a step of Euler changes T f, in units of the tolerance; T‖∂f/∂u‖ along it, and where to look next."""
+    moved = h * slope
+    change = system.field(h, u + moved) - slope
+    found, direction = _iterated(change, moved, scale)
+    unit = tolerance[1] + tolerance[0] * u.abs()
+    return torch.stack([largest_rms(scale * change / unit), found]), direction
 
 
 def _error(error: Tensor, u: Tensor, new: Tensor, tolerance: Tensor) -> Tensor:

@@ -159,7 +159,7 @@ def test_what_cannot_be_captured_is_eager_and_told_once(stand_in):
     mine = [str(one.message) for one in told if "CUDA graph" in str(one.message)]
     assert len(mine) == 1
     assert "not permitted when stream is capturing" in mine[0]
-    assert stand_in.replays == 0
+    assert stand_in.replays == 1  # of what judges an update by numbers that it has
 
 
 def test_graphs_are_few_and_go_with_their_problem(stand_in, monkeypatch):
