@@ -117,6 +117,7 @@ def record(call: Callable[[], tuple[Tensor, ...]]) -> Recording:
     torch.cuda.reset_peak_memory_stats()
     resting = torch.cuda.memory_allocated()
     pool = next((graph.recording.graph.pool() for graph in alive), None)
+    before = _pooled(pool)
     graph = torch.cuda.CUDAGraph()
     # other threads of the program may go on to allocate meanwhile
     with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
@@ -124,9 +125,13 @@ def record(call: Callable[[], tuple[Tensor, ...]]) -> Recording:
     peak = torch.cuda.max_memory_allocated() - resting
     graph.replay()  # the first one uploads the executable
     torch.cuda.synchronize()
-    pooled = torch.cuda.memory_reserved() - reserved
-    executable = max(free - torch.cuda.mem_get_info()[0] - pooled, 0)
-    return Recording(graph.replay, outputs, graph, _turn, peak, pooled, executable)
+    executable = max(free - torch.cuda.mem_get_info()[0] - (torch.cuda.memory_reserved() - reserved), 0)
+    return Recording(graph.replay, outputs, graph, _turn, peak, _pooled(graph.pool()) - before, executable)
+
+
+def _pooled(pool: Any) -> int:
+    """Bytes of the segments of a pool."""
+    return sum(one["total_size"] for one in torch.cuda.memory_snapshot() if one["segment_pool_id"] == pool)
 
 
 @contextmanager

@@ -201,7 +201,8 @@ def adaptive(
             if 1.0 - s < 2 * ds:  # the last two steps are equal, not one of them tiny
                 ds = (1.0 - s) / math.ceil((1.0 - s) / ds - 1e-9)
             step = RK4Step() if solver == "rk43" else _stabilized(solver, ds * probe.stiffness)
-            new, end, judgement = system.run(step, u, slope, s * scale, ds * scale, tolerance)
+            at = torch._foreach_mul([scale, scale], [s, ds])  # pyright: ignore[reportPrivateImportUsage]  # one kernel
+            new, end, judgement = system.run(step, u, slope, *at, tolerance)
             error, seen = judgement.tolist()
             power = 1 / (step.order + 1)
             if not error <= 1.0:  # NaN too
