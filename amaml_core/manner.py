@@ -228,7 +228,7 @@ def _remember(
             frozen[name].detach().copy_(pristine[name])
         turned = call(manner, u.flip(0), tree_map(lambda value: value.flip(0), data)).detach().flip(0)
         u.requires_grad_(False)
-    if spoiled or not torch.equal(u, start):
+    if spoiled or not same(u, start):
         raise InputError(WRITES)
     if drawn != random_state(u):
         raise InputError(DRAWS)

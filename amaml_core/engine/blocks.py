@@ -27,7 +27,6 @@ PRECISION = "tf32x3"  # of products there: see ``Sharing``
 # Where the card holds all blocks at once what counts is how long one takes, else how many it holds.
 FEW = Sharing(rows=16, light=MOST_PRODUCTS, small=(8, "ieee"), large=(8, "ieee"))
 MANY = Sharing(rows=32, light=8, small=(4, "ieee"), large=(2, "tf32x3"))
-AT_ONCE = 2  # blocks for each multiprocessor that are few
 CLOSE = 1e-3  # results to those of the operators one by one, at the first arguments
 
 
@@ -205,7 +204,7 @@ def build(
     tasks = examples[place].shape[axis]
     try:
         longest = max((examples[i].shape[1] for i in data if examples[i].ndim > 1), default=0)
-        few = tasks * -(-longest // FEW.rows) <= AT_ONCE * _multiprocessors(examples[0])
+        few = tasks * -(-longest // FEW.rows) <= _multiprocessors(examples[0])
         made = program(traced, sizes, data, FEW if few else MANY)
     except UnsupportedError:
         made = program(traced, sizes, data, None)

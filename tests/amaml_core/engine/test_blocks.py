@@ -172,10 +172,10 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize(("examples", "at_once"), [(6, 2), (33, 2), (33, 0)])  # a block a task, three, two
+@pytest.mark.parametrize(("examples", "room"), [(6, 132), (33, 132), (33, 0)])  # a block a task, three, two
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_is_what_the_eager_engine_finds(triton, monkeypatch, name, examples, at_once):
-    monkeypatch.setattr(blocks, "AT_ONCE", at_once)
+def test_every_method_is_what_the_eager_engine_finds(triton, monkeypatch, name, examples, room):
+    monkeypatch.setattr(blocks, "_multiprocessors", lambda tensor: room)
     method, options = METHODS[name]
     problem, theta, tasks = make(examples)
     made = am.create_method(method, inner_steps=2, inner_lr=0.05, **options)
@@ -235,7 +235,7 @@ def test_a_heavy_kernel_leaves_what_comes_before_it_to_another(triton, monkeypat
     step = _OfFlow(Retreat(BACKWARD["rk4"], 1, False, True))
     arguments = (stacked, stacked, itself, lambda u: u[:, 0], itself, itself, itself, itself)
     light = programs(monkeypatch, step, *arguments)
-    monkeypatch.setattr(blocks, "AT_ONCE", 0)
+    monkeypatch.setattr(blocks, "_multiprocessors", lambda tensor: 0)
     monkeypatch.setattr(blocks, "MANY", replace(blocks.MANY, light=1))
     heavy = programs(monkeypatch, step, *arguments)
     sums = [[text for text, _, parts, _ in made.kernels if parts > 1] for made in (light, heavy)]
