@@ -47,6 +47,17 @@ def test_random_numbers_of_every_kind_are_refused(draw, told):
         run(problem, tasks)
 
 
+def test_parameters_that_are_no_numbers_are_not_taken_for_written_ones(monkeypatch):
+    """On a card nobody reads θ before the update ends."""
+    check = am.MetaProblem.check_theta
+    monkeypatch.setattr(
+        am.MetaProblem, "check_theta", lambda self, theta, values=True: check(self, theta, values=False)
+    )
+    problem, tasks = layered(lambda m, x: m.o(m.l(x).tanh()))
+    with pytest.raises(am.InputError, match="finite"):
+        METHOD.meta_gradient(problem, problem.initial_parameters() * torch.nan, tasks)
+
+
 def test_a_draw_that_changes_nothing_this_time_is_refused_too():
     problem, tasks = layered(lambda m, x: m.o(m.l(x).tanh() * (1 + (torch.rand(()) > 2))))
     with pytest.raises(am.InputError, match="draws random numbers"):
