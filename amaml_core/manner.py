@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -37,6 +38,13 @@ PADDED = "vmap does not spare the padding of an embedding from the gradient in e
 TIES = "vmap gives all of the gradient to one of the elements that tie in a max, min or median of everything"
 SHARED = {"MaxBackward1", "MinBackward1", "MedianBackward0", "NanmedianBackward0"}  # of all elements; torch shares
 
+# nodes whose derivative jumps, and not only as a guard against zeros does (clamp)
+KINKED = re.compile(
+    "(Relu|LeakyRelu|PreluKernel|RreluWithNoise|Hard|Softshrink|Threshold|Abs|Maximum|Minimum|Max|Min|Amax|Amin|Aminmax"
+    "|Sort|Topk|Median|Nanmedian|Kthvalue|MaxPool.*|AdaptiveMaxPool.*|FractionalMaxPool.*|Multi.*MarginLoss.*)"
+    "(tanh|sigmoid|swish|shrink)?Backward[0-9]*"
+)
+
 Itself = Callable[[Tensor, Any], Tensor | None]
 """(u ``[d]``, data of one task) -> the gradient of the module as it is, ``[d]``; None where it remembers its calls."""
 Call = Callable[["Manner", Tensor, Any], Tensor]
@@ -58,6 +66,7 @@ class Manner:
     why: str = ""  # why the tasks are not worked on at once, though that would be quicker
     sure: bool = True  # whether the numbers were finite, so that derivatives could be checked
     shapes: str = ""  # of the data that were looked at
+    kinked: bool = False  # whether its derivative jumps, as that of ReLU and max-pooling does
     detached: float = 0.0  # how far the gradient is from central differences because something is detached
 
     @contextmanager
@@ -108,6 +117,7 @@ def look(
         if any(part in name for name in plain.nodes for part in FUSED):
             manner.by_parts = True
             plain = _derivatives(call, manner, u, data)
+        manner.kinked = any(map(KINKED.fullmatch, plain.nodes))
         _agree(exact, itself, manner, u, data, plain)
         _judge(exact, manner, u, data, plain)
     finally:

@@ -280,6 +280,11 @@ class MetaProblem(Calls):
                 self._looked.manners[key] = loss, self._look(loss, u, data)
             return self._looked.manners[key][1]
 
+    @property
+    def kinked(self) -> bool:
+        """Whether the inner loss has kinks (ReLU, max-pooling), as far as it was looked at."""
+        return any(manner.kinked for loss, manner in self._looked.manners.values() if loss is self.inner_loss)
+
     def _look(self, loss: Loss | None, u: Tensor, data: tuple[Tree, ...]) -> Manner:
         frozen = {name: value.clone() for name, value in self.frozen().items()}
         # vmap turns convolutions into grouped ones, for which the CPU's kernels are slow

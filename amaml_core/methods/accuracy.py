@@ -31,6 +31,7 @@ def estimated(
     again: Callable[[float], MetaGradient | None],
     *,
     order: int,
+    kinked: bool,
     overrule: bool,
     remedy: Callable[[float], str],
 ) -> MetaGradient:
@@ -44,6 +45,7 @@ def estimated(
         again: factor -> the gradient at so many times the resolution; None where there is none so coarse.
         order: of the method, for Richardson's factor 1/(2^order − 1), of which no more is believed than a half; across
             kinks no method has more than the first.
+        kinked: whether the loss has kinks.
         overrule: whether a small estimate clears what was found unstable on the way.
         remedy: error -> what helps against it.
     """
@@ -52,7 +54,7 @@ def estimated(
         estimate = torch.full_like(out.query_loss, math.inf)
         same = torch.zeros_like(estimate, dtype=torch.bool)
     else:
-        same = across_kinks(out, coarse)
+        same = across_kinks(out, coarse, kinked)
         share = torch.where(same, richardson(1), richardson(order))
         estimate = share * distance(out.task_grads, coarse.task_grads, out.task_grads)
         if _steps(out) < FINER * _steps(coarse):  # stability decides on them, so that the two may well be the same
@@ -60,7 +62,7 @@ def estimated(
     far = estimate > INACCURATE
     if bool(far.any()) and (fine := again(2.0)) is not None:
         others.append(fine)
-        same = torch.where(far, across_kinks(fine, out), same)
+        same = torch.where(far, across_kinks(fine, out, kinked), same)
         closer = distance(out.task_grads, fine.task_grads, fine.task_grads) / (1 - 2.0 ** -torch.where(same, 1, order))
         estimate = torch.where(far, closer, estimate)
         overrule = overrule and _finer(fine, out)  # else both may be unstable, and alike
@@ -174,11 +176,16 @@ def _shown(out: MetaGradient) -> Tensor:
     return torch.zeros_like(out.query_loss) if out.defect is None else torch.nan_to_num(out.defect)
 
 
-def across_kinks(fine: MetaGradient, coarse: MetaGradient) -> Bool[Tensor, " tasks"]:
-    """Whether twice the resolution leaves a mismatch as it is: an error of the solve it would make smaller."""
+def across_kinks(fine: MetaGradient, coarse: MetaGradient, kinked: bool) -> Bool[Tensor, " tasks"]:
+    """Whether twice the resolution leaves a mismatch as it is: an error of the solve it would make smaller.
+
+    Where the loss is known to have kinks any mismatch is theirs: a trajectory that slides along one makes it smaller
+    with the steps too, on the way to another gradient.
+    """
     assert fine.mismatch is not None
     assert coarse.mismatch is not None
-    return (_shown(fine) > SUSPICIOUS) & (coarse.mismatch < SAME * fine.mismatch)
+    left = coarse.mismatch < SAME * fine.mismatch
+    return (_shown(fine) > SUSPICIOUS) & (left | kinked)
 
 
 def _verdict(status: Status, error: float, kinked: float, overrule: bool, remedy: Callable[[float], str]) -> Status:

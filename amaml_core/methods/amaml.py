@@ -170,7 +170,7 @@ class AMAML(MetaGradientMethod):
                 other = self._found(setting, meta)
                 return MetaGradientMethod.meta_gradient(other, problem, meta, tasks)
 
-            return refined(at, self.grad_rtol, kept_of(problem), self)
+            return refined(at, self.grad_rtol, kept_of(problem), self, lambda: problem.kinked)
         out = super().meta_gradient(problem, meta, tasks)
         if self.target != "flow" or self.estimate_error is False:
             return out
@@ -192,9 +192,8 @@ class AMAML(MetaGradientMethod):
             return other and MetaGradientMethod.meta_gradient(other, problem, meta, same)
 
         overrule, remedy = self.backward != "backsolve", partial(self._remedy, spent)
-        found = estimated(
-            out, again, order=gradient_order(self.forward, self.backward), overrule=overrule, remedy=remedy
-        )
+        order = gradient_order(self.forward, self.backward)
+        found = estimated(out, again, order=order, kinked=problem.kinked, overrule=overrule, remedy=remedy)
         if (known := clearing(out, found)) is not None:
             kept[key] = known
         return found

@@ -92,7 +92,11 @@ class Found(NamedTuple):
 
 
 def refined(
-    at: Callable[[Setting], MetaGradient], grad_rtol: float, kept: dict[Hashable, Setting], key: Hashable
+    at: Callable[[Setting], MetaGradient],
+    grad_rtol: float,
+    kept: dict[Hashable, Setting],
+    key: Hashable,
+    kinked: Callable[[], bool],
 ) -> MetaGradient:
     """The gradient to ``grad_rtol``, by the setting of the last update or by a search that ends in one.
 
@@ -101,6 +105,7 @@ def refined(
         grad_rtol: of the estimated ‖grad − the flow's‖ / ‖grad‖.
         kept: settings that were found, by ``key``; changed.
         key: whose setting it is.
+        kinked: whether the loss has kinks, which is known once there is a gradient.
     """
     known = kept.get(key, Setting(BOTH_WAYS))
     costs: Counter[str] = Counter()
@@ -111,11 +116,11 @@ def refined(
             status = out.status if known.kinked else (OK if one == "inaccurate" else one for one in out.status)
             return replace(out, status=tuple(known.short if known.short and one == "ok" else one for one in status))
         add_costs(costs, out.stats)
-    found = _search(at, known, grad_rtol, costs)
+    found = _search(at, known, grad_rtol, costs, kinked)
     if found.out.stats.get("budgets_spent"):
-        found = _search(at, Setting(EQUAL_STEPS), grad_rtol, costs)
+        found = _search(at, Setting(EQUAL_STEPS), grad_rtol, costs, kinked)
     elif key not in kept and found.growth < FINER:
-        other = _search(at, Setting(STABILIZED), grad_rtol, costs, better=found)
+        other = _search(at, Setting(STABILIZED), grad_rtol, costs, kinked, better=found)
         if other.met and (not found.met or _price(other.out) < _price(found.out)):
             found = other
     kept[key] = found.setting
@@ -127,6 +132,7 @@ def _search(
     first: Setting,
     grad_rtol: float,
     costs: Counter[str],
+    kinked: Callable[[], bool],
     better: Found | None = None,
 ) -> Found:
     """Double the resolution until two in a row agree.
@@ -140,7 +146,7 @@ def _search(
     while True:
         out = at(replace(first, doublings=doublings))
         add_costs(costs, out.stats)
-        same = across_kinks(before, out) if better else across_kinks(out, before)
+        same = across_kinks(before, out, kinked()) if better else across_kinks(out, before, kinked())
         share = 1.0 if better or bool(same.any()) else scheme.share
         error, each = (
             share * distance(getattr(out, name), getattr(before, name), getattr(out, name))
@@ -163,10 +169,10 @@ def _search(
         out = replace(out, status=tuple(short if status == "ok" else status for status in out.status))
     # it may be so coarse that a good part of the error allowed is to be expected
     spare = math.log2(AIMED * grad_rtol / float(error)) / scheme.order if 0 < error <= AIMED * grad_rtol else 0.0
-    kinked = bool((same & (each <= INACCURATE)).any())
+    across = bool((same & (each <= INACCURATE)).any())
     spare = min(spare, 1.0)
-    coarser = largest_defect(out) * (1.0 if kinked else 2.0 ** (scheme.order * spare))
-    kept = Setting(scheme, doublings - spare, RECHECKED, coarser, kinked, short)
+    coarser = largest_defect(out) * (1.0 if across else 2.0 ** (scheme.order * spare))
+    kept = Setting(scheme, doublings - spare, RECHECKED, coarser, across, short)
     return Found(out, met, kept, growths[0])
 
 

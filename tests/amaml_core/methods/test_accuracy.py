@@ -273,7 +273,9 @@ def test_a_few_wide_steps_are_looked_into_unasked():
 
 def estimate_of(out, coarse, fine=None, **more):
     again = {0.5: coarse, 2.0: fine}
-    return estimated(out, again.get, **{"order": 4, "overrule": True, "remedy": lambda _: "raise num_states"} | more)
+    return estimated(
+        out, again.get, **{"order": 4, "kinked": False, "overrule": True, "remedy": lambda _: "raise num_states"} | more
+    )
 
 
 def made(grad, steps, mismatch, told="ok"):
@@ -297,6 +299,15 @@ def test_across_kinks_no_order_is_believed(mismatch, share):
     found = estimate_of(made(1.0, 20, 0.3), made(1.08, 10, mismatch))
     assert float(found.error_estimate) == pytest.approx(share * 0.08)
     assert ("kinks" in found.status[0].remedy) == (share == 1.0)
+
+
+@pytest.mark.parametrize(
+    ("kinked", "defect", "told"), [(True, 0.3, "inaccurate"), (False, 0.3, "ok"), (True, 0.04, "ok")]
+)
+def test_of_a_loss_with_kinks_no_mismatch_is_an_error_of_the_steps(kinked, defect, told):
+    found = estimate_of(made(1.0, 20, defect), made(1.08, 10, 3 * defect), kinked=kinked)
+    assert found.status == (told,)
+    assert ("kinks" in found.status[0].remedy) == (told != "ok")
 
 
 @pytest.mark.parametrize(("finer_steps", "told"), [(100, "ok"), (52, "diverged")])
