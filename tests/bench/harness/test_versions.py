@@ -194,6 +194,7 @@ def test_a_method_of_a_script_counts_with_the_script_and_one_of_no_file_is_refus
     script.write_text("from amaml_core.methods.maml import MAML\n")
     monkeypatch.setattr(METHODS["maml"], "__module__", "__main__")
     monkeypatch.setattr(sys.modules["__main__"], "__file__", str(script), raising=False)
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)  # pytest's own, where there is no xdist
     first = benchmark_version("cosmixture", "maml", "time")
     script.write_text("from amaml_core.methods.maml import MAML\nCHANGED = 1\n")
     assert benchmark_version("cosmixture", "maml", "time") != first
