@@ -72,6 +72,7 @@ class InnerProblem:
         self.theta, self.tasks, self.prox = handed(THETA, theta.detach()), tasks, prox
         self.stats: Counter[str] = Counter(grad_evals=0, hvp_evals=0)
         self.captured = False
+        self._found: dict[Hashable, Any] = {}  # what was made once, for these very inputs
         self.captures = problem.engine != "eager" and graphs.possible(theta.device)
         if problem.engine == "graphed" and not self.captures:
             raise InputError(f'engine="graphed" needs CUDA\'s current device; theta is on {theta.device}: move it all.')
@@ -97,12 +98,11 @@ class InnerProblem:
         """
         if not self.captures:
             return function(self, *given)
-        there = tuple(one is not None for one in given)
-        arguments = [*(one for one in given if one is not None), *self._inputs]
-        if recorded := self._known((key, there), arguments, lambda: self._recorded(function, arguments, there)):
+        there, own = tuple(one is not None for one in given), [one for one in given if one is not None]
+        if recorded := self._known((key, there), own, lambda: self._recorded(function, own, there)):
             graph, counted, results = recorded
             self.stats.update(counted)
-            found = iter(graph(*arguments, owner=self))
+            found = iter(graph(*own, *self._inputs, owner=self))
             return tree_map(lambda leaf: next(found) if leaf is Tensor else leaf, results)
         alone = copy.copy(self)
         alone.captures = False
@@ -110,38 +110,38 @@ class InnerProblem:
             alone.problem = self.problem.with_engine("eager")
         return function(alone, *given)
 
-    def _recorded(self, function: Callable[..., Any], arguments: Sequence[Tensor], there: Sequence[bool]) -> Any:
+    def _recorded(self, function: Callable[..., Any], own: Sequence[Tensor], there: Sequence[bool]) -> Any:
         """The graph of ``whole``, what it counts, and its results without their tensors; None where it cannot be."""
         last: list[Any] = []
-        own = sum(there)
 
         def call(*values: Tensor) -> list[Tensor]:
-            static, mine = self._static(values[own:]), iter(values)
+            static, mine = self._static(values[len(own) :]), iter(values)
             results = function(static, *(next(mine) if one else None for one in there))
             last[:] = static.stats, tree_map_only(Tensor, lambda _: Tensor, results)
             return [leaf for leaf in tree_leaves(results) if isinstance(leaf, Tensor)]
 
-        graph = self._graph(call, arguments, own)
+        graph = self._graph(call, own)
         return (graph, *last) if graph else None
 
-    def _known(self, what: tuple[Hashable, ...], arguments: Sequence[Tensor], make: Callable[[], Any]) -> Any:
-        """What is made once of this, for such arguments and all else that it depends on."""
-        kept, key = self.problem.compiled, (*what, self.prox, self._context, *map(_kind, arguments))
-        with one_at_a_time:
-            if key not in kept:
-                kept[key] = make()
-            return kept[key]
+    def _known(self, what: tuple[Hashable, ...], own: Sequence[Tensor], make: Callable[[], Any]) -> Any:
+        """What is made once of this, for such tensors of its own and all else that it depends on."""
+        mine = (*what, *map(_kind, own))
+        if mine not in self._found:
+            kept, key = self.problem.compiled, (*mine, self.prox, self._context, *map(_kind, self._inputs))
+            with one_at_a_time:
+                if key not in kept:
+                    kept[key] = make()
+                self._found[mine] = kept[key]
+        return self._found[mine]
 
-    def _graph(
-        self, function: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor], own: int
-    ) -> graphs.Graph | None:
+    def _graph(self, function: Callable[..., Sequence[Tensor]], own: Sequence[Tensor]) -> graphs.Graph | None:
         """A function captured, the oldest graph let go where there are many; None, and told, where it cannot be."""
         kept = self.problem.compiled
         held = [key for key, value in kept.items() if isinstance(value, tuple) and isinstance(value[0], graphs.Graph)]
         if len(held) >= graphs.MOST:
             del kept[held[0]]
         try:
-            return graphs.Graph(function, arguments, own)
+            return graphs.Graph(function, [*own, *self._inputs], len(own))
         except InputError:
             raise
         except RuntimeError as error:
@@ -188,7 +188,7 @@ class InnerProblem:
             except blocks.UnsupportedError:
                 return None
 
-        return self._known((blocks.build, step), arguments, build)
+        return self._known((blocks.build, step), tensors, build)
 
     def pullback(
         self, step: Step, u: Tensor, *tensors: Tensor, once: bool = True
@@ -221,24 +221,13 @@ class InnerProblem:
     def _built(self, compile_: Callable[..., Any], step: Step, tensors: Sequence[Tensor]) -> Any:
         """What a step's built form gives; None where there is none."""
         own = [tensor.contiguous() for tensor in tensors]
-        arguments = [*own, *self._inputs]
         what = compile_, step, self.captures, torch.get_num_threads()
-        again = (*what, *map(_kind, own))  # the rest of the key stays as it is meanwhile
-        if again not in self._found:
-            build = partial(self._build, compile_, step, arguments, len(own))
-            self._found[again] = self._known(what, arguments, build)
-        function, counted = self._found[again]
+        function, counted = self._known(what, own, partial(self._build, compile_, step, own))
         if function is None:
             return None
         self.stats.update(counted)
-        if isinstance(function, graphs.Graph):
-            return self._told(function, *arguments, owner=self)
-        return self._told(function, *arguments)
-
-    @cached_property
-    def _found(self) -> dict[Hashable, Any]:
-        """What was built for these very inputs."""
-        return {}
+        owner = {"owner": self} if isinstance(function, graphs.Graph) else {}
+        return self._told(function, *own, *self._inputs, **owner)
 
     @cached_property
     def _inputs(self) -> list[Tensor]:
@@ -272,19 +261,19 @@ class InnerProblem:
         return problem.reads.index(reads), modes, autocast, manners, str(structure), held
 
     def _build(
-        self, compile_: Callable[..., Any], step: Step, arguments: Sequence[Tensor], own: int
+        self, compile_: Callable[..., Any], step: Step, own: Sequence[Tensor]
     ) -> tuple[Callable[..., Any] | None, Counter[str]]:
-        """A step built, if it can be, and what each call of it evaluates; the first ``own`` arguments are its own."""
-        built, (pure, counted) = None, self._pure(step, own)
+        """A step built for such tensors of its own, if it can be, and what each call of it evaluates."""
+        built, (pure, counted) = None, self._pure(step, len(own))
         if self._on_blocks:
-            pure, counted = self._pure(lambda inner, *tensors: inner._blocked(step, tensors), own, self._static)
+            pure, counted = self._pure(lambda inner, *tensors: inner._blocked(step, tensors), len(own), self._static)
         elif self.problem.engine == "compiled":
             try:
-                built = compile_(pure, arguments)
+                built = compile_(pure, [*own, *self._inputs])
             except inductor.OtherNumbersError as error:
                 self.problem.tell(f"{error}: such steps are not compiled.")
         if self.captures and compile_ is inductor.compile_function:
-            built = self._graph(built or pure, arguments, own) or built
+            built = self._graph(built or pure, own) or built
         return built, counted
 
     def _static(self, inputs: Sequence[Tensor]) -> InnerProblem:
@@ -313,8 +302,8 @@ class InnerProblem:
         theta, *rest = inputs
         leaves, structure = tree_flatten((self.support, self.query))
         traced = copy.copy(self)
-        traced.theta, traced.stats, traced.captures = theta, Counter(), False
-        for name in ("_inputs", "_on_blocks", "_found"):
+        traced.theta, traced.stats, traced.captures, traced._found = theta, Counter(), False, {}
+        for name in ("_inputs", "_on_blocks"):
             traced.__dict__.pop(name, None)
         traced.support, traced.query = tree_unflatten(rest[: len(leaves)], structure)
         traced.problem = self.problem.traced(dict(zip(self.problem.frozen(), rest[len(leaves) :], strict=True)))

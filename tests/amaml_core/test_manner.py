@@ -390,29 +390,3 @@ def test_a_padding_that_comes_up_in_a_later_batch_is_spared_in_every_task():
         run(problem, am.TaskBatch(words, y, words, y))
     later = run(problem, am.TaskBatch(words - 1, y, words - 1, y))
     assert not later.task_grads[:, :2].any()
-
-
-@pytest.mark.parametrize(
-    ("part", "kinked"),
-    [
-        (nn.ReLU(), True),
-        (nn.LeakyReLU(0.1), True),
-        (nn.PReLU(), True),
-        (nn.ReLU6(), True),
-        (nn.Hardswish(), True),
-        (nn.Softshrink(), True),
-        (nn.MaxPool1d(2, 1), True),
-        (nn.Tanh(), False),
-        (nn.GELU(), False),
-        (nn.SiLU(), False),
-        (nn.Softplus(), False),
-        (nn.Softmax(-1), False),
-        (nn.LayerNorm(4), False),
-    ],
-)
-def test_kinks_of_a_loss_are_known_by_its_operators(part, kinked):
-    problem, tasks = layered(
-        lambda m, x: m.o(m.p(m.l(x)) @ torch.ones(m.p(m.l(x)).shape[-1], 4, dtype=x.dtype)), p=part
-    )
-    run(problem, tasks)
-    assert problem.kinked == kinked

@@ -342,3 +342,31 @@ def test_states_with_anything_but_tensors_are_refused():
     problem = am.MetaProblem(nn.Linear(2, 1), nn.functional.mse_loss)
     with pytest.raises(am.InputError, match=r"'weight'; it needs a tensor of shape \[1, 2\]"):
         problem.flatten({name: value.numpy() for name, value in problem.model.state_dict().items()})
+
+
+@pytest.mark.parametrize(
+    ("part", "kinked"),
+    [
+        (nn.ReLU(), True),
+        (nn.LeakyReLU(0.1), True),
+        (nn.PReLU(), True),
+        (nn.ReLU6(), True),
+        (nn.Hardswish(), True),
+        (nn.Softshrink(), True),
+        (nn.MaxPool1d(2, 1), True),
+        (nn.Tanh(), False),
+        (nn.GELU(), False),
+        (nn.SiLU(), False),
+        (nn.Softplus(), False),
+        (nn.Softmax(-1), False),
+        (nn.LayerNorm(4), False),
+    ],
+)
+def test_kinks_of_a_loss_are_known_by_its_operators(part, kinked):
+    model = nn.Sequential(nn.Linear(3, 4), part, nn.LazyLinear(1)).double()
+    x = torch.ones(2, 6, 3, dtype=torch.float64)
+    model(x[0])
+    problem = am.MetaProblem(model, nn.functional.mse_loss)
+    method = am.create_method("fomaml", inner_steps=1, inner_lr=0.1)
+    method.meta_gradient(problem, problem.initial_parameters(), am.TaskBatch(x, x[..., :1], x, x[..., :1]))
+    assert problem.kinked == kinked
