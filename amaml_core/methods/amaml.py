@@ -71,8 +71,9 @@ class AMAML(MetaGradientMethod):
             50 more, and the more the lower ``rtol`` is.
         max_stiffness: the largest h‖∂f/∂u‖ of a step of "rk43", "rkg2" or "rkc2"; None: what the schemes bear.
         estimate_error: whether a flow's gradient comes with its ``error_estimate``, for about half its price again.
-            None: where its defect or an unstable step leaves a doubt, and where steps are few or differentiated, once
-            in ``accuracy.RECHECKED`` updates where none is unstable. False: never, and doubts are told as they are.
+            None: where its defect or an unstable step leaves a doubt, and where steps are few or differentiated or the
+            loss has kinks, once in ``accuracy.RECHECKED`` updates where none is unstable. False: never, and doubts are
+            told as they are.
         grad_rtol: of the gradient itself, ‖grad − the flow's‖ / ‖grad‖ as estimated; scheme, states and tolerances are
             then found, kept for the next updates on the same problem object, and looked at again every so many.
     """
@@ -174,9 +175,9 @@ class AMAML(MetaGradientMethod):
         out = super().meta_gradient(problem, meta, tasks)
         if self.target != "flow" or self.estimate_error is False:
             return out
-        # the defect of a solve that is itself differentiated, or of a few wide steps, is too little to go by
+        # the defect of a solve that is itself differentiated, of a few wide steps or across kinks is too little to go by
         few = self._states == "accepted" and out.stats.get("forward_steps", math.inf) <= FEW
-        unproven = (self.backward == "discrete" or few) and "diverged" not in out.status
+        unproven = (self.backward == "discrete" or few or problem.kinked) and "diverged" not in out.status
         doubt = not self.estimate_error and doubtful(out)
         if not (self.estimate_error or unproven or doubt):
             return out

@@ -271,6 +271,17 @@ def test_a_few_wide_steps_are_looked_into_unasked():
     assert few.status == many.status == ("ok",)
 
 
+def test_a_loss_with_kinks_is_looked_into_unasked():
+    def run_on(activation):  # which the trajectory from 1 to 0.4 stays on one side of
+        return run([1.0], lambda u: (0.5 * u * activation(u)).sum(), norm, 1.0, 10, forward="rk4", backward="rk4")
+
+    kinked, smooth = run_on(torch.relu), run_on(lambda u: u)
+    assert kinked.error_estimate is not None
+    assert smooth.error_estimate is None
+    assert kinked.status == smooth.status == ("ok",)
+    assert torch.allclose(kinked.grad, smooth.grad)
+
+
 def estimate_of(out, coarse, fine=None, **more):
     again = {0.5: coarse, 2.0: fine}
     return estimated(
