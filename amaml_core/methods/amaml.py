@@ -175,7 +175,7 @@ class AMAML(MetaGradientMethod):
         out = super().meta_gradient(problem, meta, tasks)
         if self.target != "flow" or self.estimate_error is False:
             return out
-        # the defect of a solve that is itself differentiated, of a few wide steps or across kinks is too little to go by
+        # the defect of a differentiated solve, of a few wide steps or across kinks is too little to go by
         few = self._states == "accepted" and out.stats.get("forward_steps", math.inf) <= FEW
         unproven = (self.backward == "discrete" or few or problem.kinked) and "diverged" not in out.status
         doubt = not self.estimate_error and doubtful(out)
