@@ -120,8 +120,7 @@ class InnerProblem:
             last[:] = static.stats, tree_map_only(Tensor, lambda _: Tensor, results)
             return [leaf for leaf in tree_leaves(results) if isinstance(leaf, Tensor)]
 
-        graph = self._graph(call, own)
-        return (graph, *last) if graph else None
+        return (graph, *last) if (graph := self._graph(call, own)) else None
 
     def _known(self, what: tuple[Hashable, ...], own: Sequence[Tensor], make: Callable[[], Any]) -> Any:
         """What is made once of this, for such tensors of its own and all else that it depends on."""
@@ -129,24 +128,27 @@ class InnerProblem:
         if mine not in self._found:
             kept, key = self.problem.compiled, (*mine, self.prox, self._context, *map(_kind, self._inputs))
             with one_at_a_time:
-                if key not in kept:
-                    kept[key] = make()
+                kept[key] = kept.pop(key) if key in kept else make()  # what was not used for longest comes first
                 self._found[mine] = kept[key]
         return self._found[mine]
 
     def _graph(self, function: Callable[..., Sequence[Tensor]], own: Sequence[Tensor]) -> graphs.Graph | None:
-        """A function captured, the oldest graph let go where there are many; None, and told, where it cannot be."""
+        """A function captured, another graph let go where there are many; None, and told, where it cannot be."""
         kept = self.problem.compiled
         held = [key for key, value in kept.items() if isinstance(value, tuple) and isinstance(value[0], graphs.Graph)]
         if len(held) >= graphs.MOST:
             del kept[held[0]]
         try:
             return graphs.Graph(function, [*own, *self._inputs], len(own))
-        except InputError:
+        except (InputError, torch.OutOfMemoryError):
             raise
-        except RuntimeError as error:
+        except MISTAKES as error:
             self.problem.tell(f"No CUDA graph of it could be captured ({first_line(error)}); kernels go one by one.")
             return None
+
+    def let_go(self) -> None:
+        """Forget what was built: the problem keeps what it wants."""
+        self._found.clear()
 
     def run(self, step: Step, *tensors: Tensor) -> tuple[Tensor, ...]:
         """``step(self, *tensors)``, built as a whole unless eager. Nothing in it may be differentiated later."""
@@ -223,11 +225,10 @@ class InnerProblem:
         own = [tensor.contiguous() for tensor in tensors]
         what = compile_, step, self.captures, torch.get_num_threads()
         function, counted = self._known(what, own, partial(self._build, compile_, step, own))
-        if function is None:
-            return None
-        self.stats.update(counted)
-        owner = {"owner": self} if isinstance(function, graphs.Graph) else {}
-        return self._told(function, *own, *self._inputs, **owner)
+        if function is not None:
+            self.stats.update(counted)
+            owner = {"owner": self} if isinstance(function, graphs.Graph) else {}
+            return self._told(function, *own, *self._inputs, **owner)
 
     @cached_property
     def _inputs(self) -> list[Tensor]:

@@ -38,11 +38,10 @@ PADDED = "vmap does not spare the padding of an embedding from the gradient in e
 TIES = "vmap gives all of the gradient to one of the elements that tie in a max, min or median of everything"
 SHARED = {"MaxBackward1", "MinBackward1", "MedianBackward0", "NanmedianBackward0"}  # of all elements; torch shares
 
-# nodes whose derivative jumps, and not only as a guard against zeros does (clamp)
+# nodes whose derivative jumps; abs, clamp and maxima have a part in what is smooth too (softsign, logsumexp)
 KINKED = re.compile(
-    "(Relu|LeakyRelu|PreluKernel|RreluWithNoise|Hard|Softshrink|Threshold|Abs|Maximum|Minimum|Max|Min|Amax|Amin|Aminmax"
-    "|Sort|Topk|Median|Nanmedian|Kthvalue|MaxPool.*|AdaptiveMaxPool.*|FractionalMaxPool.*|Multi.*MarginLoss.*)"
-    "(tanh|sigmoid|swish|shrink)?Backward[0-9]*"
+    "(Relu|LeakyRelu|PreluKernel|RreluWithNoise|Hard(tanh|sigmoid|swish|shrink)|Softshrink|Threshold|Sort|Topk|Median"
+    "|Nanmedian|Kthvalue|MaxPool.*|AdaptiveMaxPool.*|FractionalMaxPool.*|Multi.*MarginLoss.*)Backward[0-9]*"
 )
 
 Itself = Callable[[Tensor, Any], Tensor | None]

@@ -142,8 +142,7 @@ class TaskBatch:
 
     def chunks(self, size: int | None) -> Iterator[TaskBatch]:
         """This batch in runs of at most ``size`` tasks; in one piece where ``size`` is None."""
-        if size is None or size >= len(self):
-            return iter([self])
+        size = size or len(self)
         return (self[start : start + size] for start in range(0, len(self), size))
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> TaskBatch:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from amaml_core.engine.threads import one_at_a_time
+from amaml_core.surroundings import same
 
 copy: Any = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage]  # one kernel for many tensors
 FEW = 1000  # numbers of a tensor on the host that a kernel may have been given as they were
@@ -75,6 +76,9 @@ class Graph:
         self.own, self.owner = own, ref(self)
         self.inputs = [example.detach().clone(memory_format=torch.contiguous_format) for example in examples]
         self.recording = record(lambda: tuple(output.detach() for output in function(*self.inputs)))
+        # else the next replays would read what this one has left, and nobody would notice
+        if not all(same(mine, given.detach()) for mine, given in zip(self.inputs, examples, strict=True)):
+            raise RuntimeError("the model or the loss writes to what it is given")
         alive.add(self)
 
     def __call__(self, *arguments: Tensor, owner: object) -> tuple[Tensor, ...]:

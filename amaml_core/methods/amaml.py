@@ -276,8 +276,7 @@ class AMAML(MetaGradientMethod):
     def _differentiate(self, inner: InnerProblem, horizon: Tensor) -> Outcome:
         path, horizon = self._solve(inner, horizon, keep=self.backward != "backsolve")
         end = path.states[-1].clone()  # a view would keep the whole trajectory alive
-        key = type(self), repr(self)
-        loss, terminal, horizon_grad = inner.whole(self._at_end, (*key, "at_end"), end)
+        loss, terminal, horizon_grad = inner.whole(self._at_end, (type(self), self.target), end)
         if self.backward == "backsolve":
             try:
                 solution = backsolve(
@@ -307,7 +306,8 @@ class AMAML(MetaGradientMethod):
                 solution = tracked(GradientFlow(inner), path, terminal, scheme, integrate=self.prox > 0)
             inner.stats["states_stored"] += len(path.states) + (path.every if path.every > 1 else 0)
         told = [getattr(solution, field.name) for field in fields(solution)]
-        out = inner.whole(self._at_start, (*key, "at_start"), horizon, end, loss, horizon_grad, *told)
+        key = type(self), self.forward, self.backward, self._states, self.prox
+        out = inner.whole(self._at_start, key, horizon, end, loss, horizon_grad, *told)
         doubts = (*out.doubts, *self._spent(inner, horizon))
         if out.defect is not None:
             remedy = (

@@ -241,7 +241,7 @@ class MetaGradientMethod(Estimator):
         # compiled calls leave Python to others, and a thread of its own serves a task better than a share of each call
         threads = torch.get_num_threads() if problem.engine == "compiled" and theta.device.type == "cpu" else 1
         for chunk in tasks.chunks(problem.chunk_size):
-            groups = [*chunk.chunks(-(-len(chunk) // threads))]
+            groups = [*chunk.chunks(-(-len(chunk) // threads))] if threads > 1 else [chunk]
             done = problem.unspoiled(
                 lambda mine, groups=groups: side_by_side(lambda group: self._attempt(mine, theta, group, run), groups)
             )
@@ -280,6 +280,7 @@ class MetaGradientMethod(Estimator):
             nowhere = Outcome(nan, horizon, *(nan[:, 0], nan, nan[:, 0], nan[:, 0], nan[:, 0]))
             nowhere = replace(nowhere, doubts=(Doubt(gave_up, "diverged", remedy),))
             done, flags = _finished(lambda *_: nowhere, inner, horizon)
+        inner.let_go()
         return [(done, _judged(done, flags, inner))], inner.stats
 
     @property

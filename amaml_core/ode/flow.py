@@ -54,6 +54,7 @@ class GradientFlow(System):
 
     def chain(self, steps: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
         """See ``System.chain``; one CUDA graph in the engines that capture."""
+        self._spend()
         return self.inner.whole(_OfFlow(steps), steps, *tensors)
 
     def transposed(self, step: OneStep, u: Tensor, t: Tensor, h: Tensor, v: Tensor) -> Tensor:

@@ -360,6 +360,7 @@ def test_states_with_anything_but_tensors_are_refused():
         (nn.Softplus(), False),
         (nn.Softmax(-1), False),
         (nn.LayerNorm(4), False),
+        (nn.Softsign(), False),
     ],
 )
 def test_kinks_of_a_loss_are_known_by_its_operators(part, kinked):

@@ -60,3 +60,20 @@ def test_to_converts_floats_and_leaves_class_indices():
 def test_bad_tasks_are_refused_by_name(changes, named):
     with pytest.raises(am.InputError, match=named):
         am.TaskBatch(**parts(**changes))
+
+
+def test_a_batch_that_was_changed_since_is_checked_again():
+    x, mask = torch.ones(2, 4, 1), torch.ones(2, 4, dtype=torch.bool)
+    problem = am.MetaProblem(torch.nn.Linear(1, 1), torch.nn.functional.mse_loss)
+    method, tasks = (
+        am.create_method("fomaml", inner_steps=1, inner_lr=0.1),
+        am.TaskBatch(x, x, x.clone(), x, None, mask),
+    )
+    method.meta_gradient(problem, problem.initial_parameters(), tasks)
+    tasks.query_x[0, 0] = torch.nan
+    with pytest.raises(am.InputError, match="query_x has 1 NaN"):
+        method.meta_gradient(problem, problem.initial_parameters(), tasks)
+    tasks.query_x[0, 0] = 1.0
+    mask[1] = False
+    with pytest.raises(am.InputError, match="leaves a task without an example"):
+        method.meta_gradient(problem, problem.initial_parameters(), tasks)

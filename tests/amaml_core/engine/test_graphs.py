@@ -162,6 +162,61 @@ def test_what_cannot_be_captured_is_eager_and_told_once(stand_in):
     assert stand_in.replays == 1  # of what judges an update by numbers that it has
 
 
+class Writes(nn.Linear):
+    """Writes to its inputs, but not where it is looked at, on few examples."""
+
+    def __init__(self, how):
+        super().__init__(1, 1)
+        self.how = how
+
+    def forward(self, x):
+        if x.shape[0] > 5:
+            self.how(x)
+        return super().forward(x)
+
+
+@pytest.mark.filterwarnings("ignore::amaml_core.ModelWarning")
+@pytest.mark.parametrize("how", [lambda x: x.mul_(0.9), lambda x: x.data.mul_(0.9)])
+@pytest.mark.parametrize("name", ["fomaml", "maml", "amaml-rk43"])
+def test_what_writes_to_its_data_is_not_replayed_on_what_it_left(stand_in, name, how):
+    problem = am.MetaProblem(Writes(how).double(), mse_loss)
+    method, theta = create(name), problem.initial_parameters()
+    x = torch.linspace(-1, 1, 16, dtype=torch.float64).reshape(2, 8, 1)
+    few, many = (am.TaskBatch(v.clone(), 2 * v, v.clone(), v) for v in (x[:, :4], x))
+    found = []
+    for made in (problem, am.MetaProblem(problem.model, mse_loss, engine="graphed")):
+        method.meta_gradient(made, theta, few)
+        found.append([method.meta_gradient(made, theta, many) for _ in range(2)])
+    for expected, one in zip(*found, strict=True):
+        same(one, expected)
+
+
+@pytest.mark.filterwarnings("ignore::amaml_core.ModelWarning")
+@pytest.mark.parametrize("error", [ValueError, KeyError, RuntimeError])
+def test_what_a_model_raises_in_a_capture_is_told_as_in_the_eager_engine(stand_in, error):
+    class Raises(nn.Linear):
+        def forward(self, x):
+            if x.shape[0] > 5:
+                raise error("too many")
+            return super().forward(x)
+
+    problem = am.MetaProblem(Raises(1, 1).double(), mse_loss, engine="graphed")
+    x = torch.linspace(-1, 1, 16, dtype=torch.float64).reshape(2, 8, 1)
+    create("fomaml").meta_gradient(problem, problem.initial_parameters(), am.TaskBatch(*[x[:, :4]] * 4))
+    with pytest.raises(am.InputError, match="too many"):
+        create("fomaml").meta_gradient(problem, problem.initial_parameters(), am.TaskBatch(*[x] * 4))
+
+
+def test_the_graph_that_was_not_used_for_longest_goes_first(stand_in, monkeypatch):
+    monkeypatch.setattr(graphs, "MOST", 2)
+    case, method = oracles.regression(), create("fomaml")
+    problem = case.problem.with_engine("graphed")
+    for count in (1, 2, 1, 3, 1):
+        x = torch.ones(count, 4, 2, dtype=torch.float64)
+        method.meta_gradient(problem, case.theta, am.TaskBatch(x, x[..., :1], x, x[..., :1]))
+    assert stand_in.captures == 3
+
+
 def test_graphs_are_few_and_go_with_their_problem(stand_in, monkeypatch):
     monkeypatch.setattr(graphs, "MOST", 3)
     gc.collect()
