@@ -35,7 +35,7 @@ CUDA_TESTS = tests/amaml_core/methods/test_contract.py \
 	'tests/bench/harness/test_worker.py::test_a_kept_worker_measures_what_fresh_ones_do_in_any_order[cuda]'
 
 test-cuda: $(STAMP) ## run the tests that take a device on a CUDA card, where there is one
-	$(BIN)/python -m pytest -n 2 --dist worksteal --benchmark-disable --device cuda $(CUDA_TESTS)
+	$(BIN)/python -m pytest -n auto --dist worksteal --benchmark-disable --device cuda $(CUDA_TESTS)
 
 check: $(STAMP) ## lint, format and type checks
 	$(BIN)/ruff check .

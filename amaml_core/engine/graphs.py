@@ -15,9 +15,9 @@ from torch import Tensor
 from amaml_core.engine.threads import one_at_a_time
 from amaml_core.surroundings import same
 
-copy: Any = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage]  # one kernel for many tensors
+copy_all: Any = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage]  # one kernel for many tensors
 FEW = 1000  # numbers of a tensor on the host that a kernel may have been given as they were
-MOST = 32  # graphs that a problem keeps at once; the oldest goes first, and its memory with it
+MOST = 32  # graphs that a problem keeps at once; that not used for longest goes first
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,10 @@ class Graph:
 
     def __init__(self, function: Callable[..., Sequence[Tensor]], examples: Sequence[Tensor], own: int) -> None:
         self.own, self.owner = own, ref(self)
-        self.inputs = [example.detach().clone(memory_format=torch.contiguous_format) for example in examples]
-        self.recording = record(lambda: tuple(output.detach() for output in function(*self.inputs)))
+        inputs = [example.detach().clone(memory_format=torch.contiguous_format) for example in examples]
+        self.inputs, self.recording = inputs, record(lambda: tuple(one.detach() for one in function(*inputs)))
         # else the next replays would read what this one has left, and nobody would notice
-        if not all(same(mine, given.detach()) for mine, given in zip(self.inputs, examples, strict=True)):
+        if not all(same(mine, given.detach()) for mine, given in zip(inputs, examples, strict=True)):
             raise RuntimeError("the model or the loss writes to what it is given")
         alive.add(self)
 
@@ -87,10 +87,10 @@ class Graph:
             changed = self.own if self.owner() is owner else len(arguments)
             self.owner = ref(owner)
             if changed:
-                copy(self.inputs[:changed], arguments[:changed])
+                copy_all(self.inputs[:changed], arguments[:changed])
             self.recording.replay()
             results = [torch.empty_like(output) for output in self.recording.outputs]
-            copy(results, self.recording.outputs)
+            copy_all(results, self.recording.outputs)
             return tuple(results)
 
 

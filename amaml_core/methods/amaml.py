@@ -16,7 +16,7 @@ from amaml_core.inner import InnerProblem
 from amaml_core.methods.accuracy import cleared, clearing, doubtful, estimated, kept_of
 from amaml_core.methods.base import Adaptation, Doubt, MetaGradient, MetaGradientMethod, Outcome, Target
 from amaml_core.methods.refine import BOTH_WAYS, Setting, options, refined
-from amaml_core.ode.accuracy import SUSPICIOUS, defect
+from amaml_core.ode.accuracy import SUSPICIOUS, Defect, defect
 from amaml_core.ode.adaptive import BEARS, MARGIN
 from amaml_core.ode.adjoint import (
     BACKWARD,
@@ -306,19 +306,20 @@ class AMAML(MetaGradientMethod):
                 solution = tracked(GradientFlow(inner), path, terminal, scheme, integrate=self.prox > 0)
             inner.stats["states_stored"] += len(path.states) + (path.every if path.every > 1 else 0)
         told = [getattr(solution, field.name) for field in fields(solution)]
-        key = type(self), self.forward, self.backward, self._states, self.prox
-        out = inner.whole(self._at_start, key, horizon, end, loss, horizon_grad, *told)
-        doubts = (*out.doubts, *self._spent(inner, horizon))
-        if out.defect is not None:
+        key = type(self), self.forward, self.backward, self._states == "accepted", self.prox
+        grads, missed, doubts = inner.whole(self._at_start, key, horizon, end, horizon_grad, *told)
+        doubts += self._spent(inner, horizon)
+        if missed is not None:
             remedy = (
                 "⟨λ, f⟩ is not the same at both ends (defect {:.0%}), as of too few steps or of kinks (ReLU, "
                 "max-pooling); estimate_error=True tells how far off the gradient is."
             )
-            doubts += (Doubt(out.defect > SUSPICIOUS, "inaccurate", remedy, out.defect),)
-        return replace(out, doubts=doubts)
+            doubts += (Doubt(missed.share > SUSPICIOUS, "inaccurate", remedy, missed.share),)
+        share, size = missed or (None, None)
+        return Outcome(end, horizon, loss, grads, horizon_grad, share, size, doubts)
 
     def _at_end(self, inner: InnerProblem, end: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Query loss, λ(T), and of a flow dJ/dT."""
+        """Query loss ``[B]``, λ(T) ``[B, d]``, and of a flow dJ/dT ``[B]``."""
         loss, terminal = inner.query_gradient(end)
         slope = -inner.gradient(end) if self.target == "flow" else None
         return loss, terminal, None if slope is None else (terminal * slope).sum(-1)
@@ -328,18 +329,16 @@ class AMAML(MetaGradientMethod):
         inner: InnerProblem,
         horizon: Tensor,
         end: Tensor,
-        loss: Tensor,
         horizon_grad: Tensor | None,
         adjoint: Tensor,
         *solution: Tensor | None,
-    ) -> Outcome:
-        """The gradient that an ``AdjointSolution`` makes, and what is doubtful about it."""
+    ) -> tuple[Tensor, Defect | None, tuple[Doubt, ...]]:
+        """The gradient ``[B, d]`` that an ``AdjointSolution`` makes, and what is doubtful about it."""
         found, missed, start = AdjointSolution(adjoint, *solution), None, inner.start()
         if horizon_grad is not None:
             missed = defect(found.adjoint, -inner.gradient(start), horizon_grad, start, horizon)
         grads = found.adjoint if found.integral is None else found.adjoint + self.prox * found.integral
-        doubts = self._doubts(start, end, found)
-        return Outcome(end, horizon, loss, grads, horizon_grad, *(missed or (None, None)), doubts)
+        return grads, missed, self._doubts(start, end, found)
 
     def _spent(self, inner: InnerProblem, horizon: Tensor) -> tuple[Doubt, ...]:
         """What is told of tasks that ended well, but on steps of rk4 and not on the solver's own."""

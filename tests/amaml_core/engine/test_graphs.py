@@ -245,3 +245,20 @@ def test_without_cuda_graphed_is_refused():
     case = oracles.regression()
     with pytest.raises(am.InputError, match='engine="graphed" needs CUDA'):
         create("maml").meta_gradient(case.problem.with_engine("graphed"), case.theta, case.tasks)
+
+
+def test_a_graph_that_is_let_go_leaves_nothing_behind(stand_in, monkeypatch):
+    """Without any help of the garbage collector, which may not come before the memory is gone."""
+    monkeypatch.setattr(graphs, "MOST", 2)
+    case, method = oracles.regression(), create("amaml-rk43")
+    problem = case.problem.with_engine("graphed")
+    gc.collect()
+    before = len(graphs.alive)
+    gc.disable()
+    try:
+        for count in range(1, 4):
+            x = torch.ones(count, 4, 2, dtype=torch.float64)
+            method.meta_gradient(problem, case.theta, am.TaskBatch(x, x[..., :1], x, x[..., :1]))
+        assert len(graphs.alive) - before <= 3  # those that are kept, and the last one while a frame lives
+    finally:
+        gc.enable()

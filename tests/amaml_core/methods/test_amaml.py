@@ -354,3 +354,18 @@ def test_target_follows_from_the_options(options, target):
 def test_bad_options_are_refused_by_name(options, named):
     with pytest.raises(am.InputError, match=named):
         am.create_method("amaml", inner_steps=2, inner_lr=0.1, **options)
+
+
+@pytest.mark.parametrize("budget", [1, 2])
+def test_where_the_gradients_allowed_do_not_suffice_rk4_goes_the_way(budget):
+    case, common = (
+        oracles.regression(),
+        {"inner_steps": 5, "inner_lr": 0.05, "backward": "rk4", "estimate_error": False},
+    )
+    short = am.create_method("amaml", forward="rk43", num_states="accepted", max_evals=budget, **common)
+    found = short.meta_gradient(case.problem, case.theta, case.tasks)
+    equal = am.create_method("amaml", forward="rk4", **common).meta_gradient(case.problem, case.theta, case.tasks)
+    assert torch.equal(found.task_grads, equal.task_grads)
+    assert found.stats["grad_evals"] == equal.stats["grad_evals"] + budget
+    assert set(found.status) == {"not_converged"}
+    assert f"more than {budget} gradients" in found.status[0].remedy
